@@ -1,0 +1,82 @@
+"""`raystill JOB CONFIG [--section.field value]`: parses, then imports the job, then runs it."""
+
+import argparse
+import importlib
+import json
+import sys
+from typing import Any
+
+from ray_jobs import __version__
+from ray_jobs.core.errors import JobError
+
+JOBS = {
+    "run": "the whole chain, stage by stage, resuming where it stopped",
+    "plan": "what will it cost? memory per worker against the limit (no Ray, no weights)",
+    "prepare": "documents -> clean chunks -> pairs -> packed token ids",
+    "finetune": "teach the teacher the course",
+    "distill": "teach the student what the teacher knows",
+    "tune": "sweep finetune or distill over a named space",
+    "answer": "questions -> answers of each model",
+    "judge": "answers -> similarities and verdicts",
+    "compress": "the student -> quantized and exported variants, and their table",
+    "report": "everything a run wrote -> report.json, report.html, comparisons.csv",
+    "serve": "endpoints for the run's teacher and student",
+}
+OTHER = {"submit": "any job above on a remote cluster", "jobs": "list, status, logs, stop of submitted jobs"}
+MODULES = {"run": "ray_jobs.pipeline"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 bad input, 1 failed, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments and arguments[0] in OTHER:
+            return importlib.import_module("ray_jobs.submit").main(arguments)
+        return _run_job(arguments)
+    except JobError as error:
+        print(f"raystill: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("raystill: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run_job(arguments: list[str]) -> int:
+    options, overrides = _parser().parse_known_args(arguments)
+    from ray_jobs.core.config_file import load_config
+
+    config = load_config(options.config, overrides)
+    module = importlib.import_module(MODULES.get(options.job, f"ray_jobs.{options.job}"))
+    summary = module.run(config, force=options.force)
+    print(json.dumps(summary, ensure_ascii=False) if options.json else _for_people(summary))
+    return 0
+
+
+def _for_people(summary: dict[str, Any]) -> str:
+    lines = list(summary.get("headline", []))
+    if summary.get("next"):
+        lines.append(f"next: {summary['next']}")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, JOBS | OTHER))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in (JOBS | OTHER).items())
+    parser = argparse.ArgumentParser(
+        prog="raystill",
+        usage="raystill JOB CONFIG [--section.field value ...] [--json] [--force]",
+        description=f"Teach a small language model what a large one knows, on Ray.\n\njobs:\n{listing}",
+        epilog="The same command again resumes. Fields of CONFIG: docs/config.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("job", choices=list(JOBS), metavar="JOB", help="one of the jobs above")
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file, like ray_jobs/configs/demo.toml")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
+    parser.add_argument("--force", action="store_true", help="start the stage anew, whatever is there")
+    parser.add_argument("--version", action="version", version=f"raystill {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Quantization schemes, exporters, runtimes and the measuring bench. Free of Ray."""

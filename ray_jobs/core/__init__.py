@@ -1,0 +1,1 @@
+"""What every job stands on: config, records, run folder, models, cluster, errors, progress."""

@@ -1,0 +1,164 @@
+"""Connect to Ray, or start it here; refuse at once what no node can ever hold; carry progress to the driver."""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ray_jobs.core.errors import ClusterError
+from ray_jobs.core.progress import Bar, OnProgress
+
+OBJECT_STORE_BYTES = 10**9
+START_TIMEOUT_S = 120
+POLL_S = 0.5
+_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[None]:
+    """Use the cluster of RAY_ADDRESS, else start one on this machine for as long as the block lasts.
+
+    Inside another `connect` block it joins that one.
+
+    Raises:
+        ClusterError: no cluster answers at RAY_ADDRESS.
+    """
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    _start(address)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if address is None:
+            del os.environ["RAY_ADDRESS"]
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    logs = bool(os.environ.get("RAYSTILL_RAY_LOGS"))
+    local: dict[str, Any] = {} if address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True}
+    level = logging.INFO if logs else logging.ERROR
+    try:
+        ray.init(address=address or "local", log_to_driver=logs, logging_level=level, **local)
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address!r}: {error}; start one or unset RAY_ADDRESS") from None
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.print_on_execution_start = False
+    context.wait_for_min_actors_s = START_TIMEOUT_S
+
+
+def require(what: str, bundle: dict[str, float], count: int = 1) -> None:
+    """Refuse `count` bundles that this cluster's nodes can never hold, even when idle.
+
+    Args:
+        what: who asks, for the message, like "[workers] of finetune".
+        bundle: {"CPU": n, "GPU": n, "memory": bytes}.
+
+    Raises:
+        ClusterError: says what is asked, and what each node has.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = sum(_times_fitting(bundle, node) for node in nodes)
+    if fitting >= count:
+        return
+    offers = "; ".join(f"node {i + 1}: {_words(node)}" for i, node in enumerate(nodes))
+    raise ClusterError(
+        f"{what} needs {count} x ({_words(bundle)}), but this cluster can hold {fitting} at most ({offers}): "
+        "lower [workers] num_workers, cpus, gpus or memory, or add nodes"
+    )
+
+
+def _times_fitting(bundle: dict[str, float], node: dict[str, float]) -> int:
+    wanted = {key: amount for key, amount in bundle.items() if amount}
+    return min((int(node.get(key, 0) / amount + 1e-9) for key, amount in wanted.items()), default=10**6)
+
+
+def _words(resources: dict[str, float]) -> str:
+    memory = resources.get("memory", 0) / 2**30
+    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {memory:.1f} GiB memory"
+
+
+class _Board:
+    """Holds the latest progress of workers, in an actor."""
+
+    def __init__(self) -> None:
+        self._latest = (0, 0, "")
+
+    def put(self, done: int, total: int, note: str) -> None:
+        """Remember the latest state."""
+        self._latest = (done, total, note)
+
+    def get(self) -> tuple[int, int, str]:
+        """Return the latest state."""
+        return self._latest
+
+
+class BoardSink:
+    """Progress callback for workers: sends to the driver's board without waiting; picklable."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Send the state."""
+        self._actor.put.remote(done, total, note)
+
+
+@contextlib.contextmanager
+def progress_board(label: str, unit: str) -> Iterator[OnProgress]:
+    """Yield a callback that workers anywhere may call; the driver shows it as a bar.
+
+    Needs a connected cluster.
+    """
+    import ray
+
+    actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+    ended = threading.Event()
+    thread = threading.Thread(target=_show, args=(actor, label, unit, ended), daemon=True)
+    thread.start()
+    try:
+        yield BoardSink(actor)
+    finally:
+        ended.set()
+        thread.join()
+        ray.kill(actor)
+
+
+def _show(actor: Any, label: str, unit: str, ended: threading.Event) -> None:
+    import ray
+
+    with Bar(label, unit) as bar:
+        while not ended.wait(POLL_S):
+            try:
+                done, total, note = ray.get(actor.get.remote(), timeout=10)
+            except ray.exceptions.RayError:
+                return  # a bar is no reason to end a job: the job itself reports a lost cluster
+            if total:
+                bar(done, total, note)

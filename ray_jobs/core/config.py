@@ -1,0 +1,343 @@
+"""The one config: TOML, then dotted overrides; frozen, unknown keys refused with the nearest known one.
+
+Secrets are never fields: they come from the environment (`OPENAI_API_KEY`, `RAYSTILL_API_KEYS`).
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ray_jobs.core.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a size such as "16GiB" or "500 MB" names; GB is 10^9, GiB is 2^30.
+
+    Raises:
+        ConfigError: no number with one of the units.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
+    if not match or match[2] not in _UNITS:
+        raise ConfigError(f"size {text!r} is not understood: write a number and a unit of {', '.join(_UNITS)}, like 16GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys, field docs from docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """[run] where the run lives."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Folder of this run below `storage`: letters, digits, dot, dash, underscore."""
+    storage: str = "runs"
+    """Any filesystem URI that pyarrow opens: a folder, s3://..., gs://..."""
+    seed: int = 0
+    """Seed of every random choice."""
+
+
+class TeacherSection(Section):
+    """[teacher] the model that learns the course, and then teaches."""
+
+    model: str = "smollm2-135m-instruct"
+    """Hub id, local or remote folder, GGUF file, or a built-in name."""
+
+
+class StudentSection(Section):
+    """[student] the model that learns from the teacher."""
+
+    model: str | None = None
+    """A model of its own (as in [teacher]); none builds the student from teacher layers."""
+    layers: Positive | list[Annotated[int, Field(ge=0)]] = 20
+    """Layers to keep of the teacher: a number (evenly spaced, first and last kept) or their indices."""
+
+
+class DataSection(Section):
+    """[data] what the course is made of."""
+
+    documents: list[str] = []
+    """Files, folders or globs of Markdown, text, HTML and PDF."""
+    pairs: list[str] = []
+    """Files, folders or globs of ready question/answer pairs: JSONL, CSV or Parquet."""
+    questions: str | None = None
+    """Evaluation questions with `question` and `reference`: JSONL, CSV or Parquet."""
+    max_length: Annotated[int, Field(ge=16)] = 512
+    """Tokens of one packed training row."""
+    chunk_tokens: Annotated[int, Field(ge=16)] = 256
+    """Token budget of one chunk of a document."""
+    train_on_chunks: bool = True
+    """Whether the chunks themselves are training text, beside the pairs."""
+    eval_share: Share = 0.1
+    """Share of examples held out for the evaluation loss."""
+    near_duplicate: Share = 0.8
+    """Jaccard similarity of word 3-grams (MinHash estimate) from which an example counts as a repeat."""
+    pairs_per_chunk: Annotated[int, Field(ge=0)] = 0
+    """Question/answer pairs that `pair_writer` writes from each chunk; 0 writes none."""
+    pair_writer: str = "smollm2-135m-instruct"
+    """The model that writes pairs from chunks."""
+    system_prompt: str = ""
+    """System message of every training example and every question; empty for the template's own."""
+
+
+class LoraSection(Section):
+    """[finetune.lora] low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: Positive = 16
+    """Rank r of the update BA."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    targets: str | list[str] = "all-linear"
+    """Modules that get an adapter: "all-linear" or a list of names such as ["q_proj", "v_proj"]."""
+
+
+class QuantizationSection(Section):
+    """[finetune.quantization] how QLoRA stores the frozen base (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit data type."""
+    double_quantization: bool = True
+    """Quantize the quantization constants too: 0.127 instead of 0.5 bit a parameter."""
+
+
+class OptimSection(Section):
+    """What finetune and distill have in common: steps, learning rate, batch, evaluation, checkpoints."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows."""
+    max_steps: Positive | None = None
+    """Optimizer steps; none lets `epochs` decide."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_share: Share = 0.05
+    """Share of the steps in which the learning rate rises linearly."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this global norm."""
+    global_batch_size: Positive = 8
+    """Packed rows of one optimizer step, over all workers and accumulation steps."""
+    micro_batch_size: Positive = 2
+    """Packed rows of one forward pass on one worker."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dtype: Dtype = "auto"
+    """Computation type; auto takes bfloat16 where the device has it, else float16 on GPUs, float32 on CPUs."""
+    eval_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between evaluations; 0 evaluates before the first and after the last step only."""
+    checkpoint_every_steps: Positive = 10
+    """Steps between checkpoints."""
+    log_every_steps: Positive = 1
+    """Steps between lines of metrics.jsonl."""
+    keep_checkpoints: Positive = 2
+    """Checkpoints kept while training."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """Restarts from the last checkpoint after a worker is lost, before the job fails."""
+
+
+class FinetuneSection(OptimSection):
+    """[finetune] teach the teacher the course."""
+
+    method: Literal["lora", "qlora"] = "lora"
+    """lora keeps the frozen base in `dtype`; qlora keeps it in 4 bits."""
+    lora: LoraSection = LoraSection()
+    quantization: QuantizationSection = QuantizationSection()
+
+
+class DistillSection(OptimSection):
+    """[distill] teach the student what the teacher knows (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    kd_temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softens both distributions in the divergence; its square scales the gradient back."""
+    kd_weight: Annotated[float, Field(ge=0)] = 0.9
+    """Weight of KL(teacher || student)."""
+    ce_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the cross-entropy on the labels."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> "DistillSection":
+        if self.kd_weight + self.ce_weight == 0:
+            raise ValueError("kd_weight and ce_weight are both 0: nothing to learn; set one above 0")
+        return self
+
+
+class AnswerSection(Section):
+    """[answer] questions to answers."""
+
+    models: list[Literal["base", "teacher", "student"]] = ["base", "teacher", "student"]
+    """Who answers: the untouched base, the fine-tuned teacher, the distilled student."""
+    max_new_tokens: Positive = 160
+    """Longest answer."""
+    sampling_temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+    batch_size: Positive = 16
+    """Questions generated together by one actor."""
+    num_actors: Positive = 1
+    """Actors, each holding one model."""
+    dtype: Dtype = "auto"
+    """Computation type, as in [finetune]."""
+
+
+class OpenAIJudgeSection(Section):
+    """[judge.openai] any OpenAI-compatible endpoint; the key is read from `api_key_env`."""
+
+    model: str = "gpt-4o"
+    """Model name the endpoint knows."""
+    base_url: str | None = None
+    """Endpoint; none is the provider's default."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
+    max_concurrency: Positive = 8
+    """Calls in flight."""
+    max_retries: Annotated[int, Field(ge=0)] = 4
+    """Retries of one call after 408, 409, 429, 5xx or a lost connection."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Longest wait for one reply."""
+    max_tokens: Positive = 800
+    """Longest reply."""
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = None
+    """Price, for the cost column; none leaves the cost unknown."""
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None = None
+    """Price, for the cost column; none leaves the cost unknown."""
+
+
+class JudgeSection(Section):
+    """[judge] answers to similarities and verdicts."""
+
+    pairs: list[tuple[Literal["base", "teacher", "student"], Literal["base", "teacher", "student"]]] = [
+        ("base", "teacher"),
+        ("teacher", "student"),
+    ]
+    """Which models meet."""
+    judges: list[Literal["coverage", "openai"]] = ["coverage"]
+    """coverage works offline; openai asks an endpoint."""
+    vectors: str = "glove-6b-50d"
+    """Word vectors: built-in name, or a GloVe, word2vec or gensim file."""
+    tie_band: Share = 0.01
+    """Cosine differences up to this share of the spread over wrong references count as a tie."""
+    min_known_share: Share = 0.5
+    """Below this share of words with a vector an answer gets no similarity."""
+    coverage_model: str = "minilm-l6"
+    """Sentence encoder of the coverage judge."""
+    coverage_threshold: Share = 0.6
+    """Cosine from which a statement of the sample answer counts as covered."""
+    coverage_margin: Share = 0.05
+    """Difference in mean coverage up to which the coverage judge calls a tie."""
+    openai: OpenAIJudgeSection = OpenAIJudgeSection()
+
+
+class CompressSection(Section):
+    """[compress] the student's variants, and who they are compared with."""
+
+    variants: list[Literal["torch-int8", "openvino-fp32", "openvino-int8", "onnx-fp32", "onnx-int8"]] = [
+        "torch-int8",
+        "openvino-fp32",
+        "openvino-int8",
+        "onnx-int8",
+    ]
+    """What is made of the student."""
+    num_questions: Positive = 4
+    """Questions timed for latency and tokens a second."""
+    new_tokens: Positive = 48
+    """Tokens generated for each timed question."""
+    num_rows: Positive = 8
+    """Held-out packed rows for the quality column."""
+    repetitions: Positive = 3
+    """Timed repetitions, interleaved over the variants; the median counts."""
+
+
+class TuneSection(Section):
+    """[tune] a sweep over a named space."""
+
+    job: Literal["finetune", "distill"] = "finetune"
+    """What each trial runs."""
+    space: str = "lora_rank"
+    """A function of tune_spaces: lora_rank, kd_temperature, ..."""
+    num_samples: Positive = 1
+    """Draws from the space; a grid is drawn once for each sample."""
+    max_concurrent_trials: Positive = 1
+    """Trials at once."""
+    time_budget_s: Annotated[float, Field(gt=0)] = 3600.0
+    """The sweep ends after this time with what it has."""
+
+
+class ServeSection(Section):
+    """[serve] endpoints."""
+
+    host: str = "127.0.0.1"
+    """Bind address; anything but loopback needs RAYSTILL_API_KEYS."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """HTTP port."""
+    num_replicas: Positive = 1
+    """Replicas of each model."""
+    cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of one replica."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one replica."""
+    max_queued: Positive = 32
+    """Requests waiting for one model before 429."""
+    max_new_tokens: Positive = 512
+    """Upper bound of max_tokens in a request."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 180.0
+    """Longest wait for the endpoints to become ready."""
+
+
+class WorkersSection(Section):
+    """[workers] what one worker gets."""
+
+    num_workers: Positive = 1
+    """Ray Train workers."""
+    cpus: Annotated[float, Field(gt=0)] = 2.0
+    """CPUs of one worker; also its torch threads."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of one worker."""
+    memory: str = "16GiB"
+    """Host memory one worker may use: scheduled by Ray, held by the worker itself."""
+    strategy: Literal["ddp"] = "ddp"
+    """How workers share a step."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The limit in bytes."""
+        return parse_bytes(self.memory)
+
+    @model_validator(mode="after")
+    def _memory_is_a_size(self) -> "WorkersSection":
+        try:
+            parse_bytes(self.memory)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class Config(Section):
+    """Everything one run needs to know."""
+
+    run: RunSection
+    teacher: TeacherSection = TeacherSection()
+    student: StudentSection = StudentSection()
+    data: DataSection = DataSection()
+    finetune: FinetuneSection = FinetuneSection()
+    distill: DistillSection = DistillSection()
+    answer: AnswerSection = AnswerSection()
+    judge: JudgeSection = JudgeSection()
+    compress: CompressSection = CompressSection()
+    tune: TuneSection = TuneSection()
+    serve: ServeSection = ServeSection()
+    workers: WorkersSection = WorkersSection()

@@ -1,0 +1,159 @@
+"""The run folder, the only thing stages share: STORAGE/NAME/STAGE/, each with a manifest written last.
+
+A stage remembers the settings it was started with (`started.json`). With `manifest.json` it is finished and
+skipped; without, it goes on. Other settings are refused; another input (an earlier stage made anew) starts it anew.
+"""
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ray_jobs import __version__
+from ray_jobs.core.config import Config
+from ray_jobs.core.config_file import flatten
+from ray_jobs.core.errors import ConfigChanged, StageMissing
+from ray_jobs.core.storage import Storage
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "gensim", "openvino", "onnxruntime", "pyarrow")
+FOLDERS = {"answer": "answers"}
+
+
+class Stage:
+    """One stage of a run: its folder, and its manifest once it is finished."""
+
+    def __init__(self, name: str, folder: Storage, started: dict[str, Any]):
+        self.name = name
+        self.folder = folder
+        self.started = started
+        self._clock = time.monotonic()
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of a finished stage, else None."""
+        return self.folder.read_json("manifest.json") if self.folder.exists("manifest.json") else None
+
+    def finish(self, **facts: Any) -> dict[str, Any]:
+        """Write the manifest, which makes the stage finished, and return it.
+
+        Args:
+            facts: counts, results and peak memory of the stage, as JSON values.
+        """
+        manifest = {
+            "stage": self.name,
+            "id": uuid.uuid4().hex,
+            "settings": self.started["settings"],
+            "inputs": self.started["inputs"],
+            "seconds": round(time.monotonic() - self._clock, 3),
+            "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **facts,
+        }
+        self.folder.write_json("manifest.json", manifest)
+        return manifest
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        config: the resolved config; `[run] storage` and `name` say where the folder is.
+
+    Raises:
+        StorageError: the folder cannot be created or written.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.storage = Storage(config.run.storage).sub(config.run.name)
+
+    def folder(self, stage: str) -> Storage:
+        """Return the storage of a stage's folder, finished or not."""
+        return self.storage.sub(FOLDERS.get(stage, stage))
+
+    def finished(self, stage: str) -> dict[str, Any]:
+        """Return the manifest of a finished stage.
+
+        Raises:
+            StageMissing: it has not finished.
+        """
+        folder = self.folder(stage)
+        if not folder.exists("manifest.json"):
+            raise StageMissing(
+                f"stage {stage!r} has not finished in {self.storage.uri}: run `raystill {stage} CONFIG` or `raystill run CONFIG` first"
+            )
+        return folder.read_json("manifest.json")
+
+    def stage(self, name: str, *, sections: list[str], after: list[str], force: bool, facts: dict[str, Any] | None = None) -> Stage:
+        """Return a stage ready to work in, or finished already (`stage.manifest`).
+
+        Args:
+            sections: config sections (or dotted fields) that decide the result.
+            after: earlier stages whose results are read.
+            force: start anew whatever is there.
+            facts: further settings that decide the result, such as hashes of input files.
+
+        Raises:
+            ConfigChanged: it was started with other settings.
+            StageMissing: a stage of `after` has not finished.
+        """
+        inputs = {stage: self.finished(stage)["id"] for stage in after}
+        settings = {**self._settings(sections), **flatten(facts or {})}
+        started = {"stage": name, "settings": settings, "inputs": inputs}
+        folder = self.folder(name)
+        if folder.exists("started.json"):
+            before = folder.read_json("started.json")
+            if not force:
+                self._refuse_change(name, before["settings"], settings)
+            if force or before["inputs"] != inputs:
+                folder.clear()
+        if not folder.exists("manifest.json"):
+            folder.make()
+            self.storage.write_json("config.json", self._provenance())
+            folder.write_json("started.json", started)
+        return Stage(name, folder, started)
+
+    def _settings(self, sections: list[str]) -> dict[str, Any]:
+        flat = flatten(self.config.model_dump(mode="json"))
+        chosen = ["run.seed", *sections]
+        return {key: value for key, value in flat.items() if any(key == c or key.startswith(c + ".") for c in chosen)}
+
+    def _refuse_change(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+        differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if differing:
+            seen = "; ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:5])
+            more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+            raise ConfigChanged(
+                f"stage {name!r} of {self.storage.uri} was made with other settings ({seen}{more}): "
+                "use another [run] name, the old settings, or --force to make the stage anew"
+            )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "versions": {"raystill": __version__, "python": platform.python_version(), **versions()},
+            "git_revision": git_revision(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide results; those not installed are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Return the commit of the source tree, with -dirty where it differs; None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,1 @@
+"""Divergences, student construction, teacher targets. Runs without Ray."""

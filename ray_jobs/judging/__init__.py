@@ -1,0 +1,1 @@
+"""Pairs, rubric, parsing, similarity, coverage, statistics. Free of Ray."""

@@ -1,0 +1,1 @@
+"""Model loading, adapters, batches, the one training loop, memory limits. Runs without Ray."""

@@ -1,0 +1,1 @@
+"""Endpoints: teacher and student behind one OpenAI-compatible API on Ray Serve."""

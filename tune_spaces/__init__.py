@@ -1,0 +1,1 @@
+"""Search spaces for Ray Tune: functions returning a `param_space`, each range with its source."""
