@@ -115,14 +115,14 @@ def _built_in(name: str) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    import httpx
+    import httpx2
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx2.HTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"model {name!r} is no built-in name ({', '.join(BUILT_IN)}), folder or GGUF file, and the hub did not give it: {reason}"

@@ -1,0 +1,57 @@
+"""`raystill run`: the chain, stage by stage, resuming where it stopped."""
+
+import importlib
+import time
+from typing import Any
+
+from ray_jobs.core.cluster import connect, require
+from ray_jobs.core.config import Config
+from ray_jobs.core.errors import ConfigChanged
+from ray_jobs.core.progress import say
+
+STAGES = ("prepare", "finetune", "distill", "answer", "judge", "compress", "report")
+
+
+def run(config: Config, *, force: bool) -> dict[str, Any]:
+    """Run every stage that has not finished and return the last one's manifest with the stages' seconds.
+
+    Args:
+        force: start those stages anew that were made with other settings (and, with them, what builds on them).
+
+    Raises:
+        JobError: as the stage that failed; the stages before it are finished and stay so.
+    """
+    began = time.monotonic()
+    verbs = [importlib.import_module(f"ray_jobs.{name}") for name in STAGES]
+    for verb in verbs:
+        if hasattr(verb, "check"):
+            verb.check(config)
+    with connect():
+        require("[workers]", worker_bundle(config), config.workers.num_workers)
+        manifests = {}
+        for number, (name, verb) in enumerate(zip(STAGES, verbs, strict=True), start=1):
+            say(f"[{number}/{len(STAGES)}] {name} ...")
+            manifests[name] = _run_stage(verb, config, force)
+            say(f"[{number}/{len(STAGES)}] {name}: {' · '.join(manifests[name].get('headline', [])[:1])} ({manifests[name]['seconds']:.0f} s)")
+    return {
+        **manifests["report"],
+        "stage": "run",
+        "stage_seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
+        "seconds": round(time.monotonic() - began, 3),
+        "headline": [line for manifest in manifests.values() for line in manifest.get("headline", [])],
+    }
+
+
+def worker_bundle(config: Config) -> dict[str, float]:
+    """Return the resources one worker asks of Ray."""
+    workers = config.workers
+    return {"CPU": workers.cpus, "GPU": workers.gpus, "memory": workers.memory_bytes}
+
+
+def _run_stage(verb: Any, config: Config, force: bool) -> dict[str, Any]:
+    try:
+        return verb.run(config, force=False)
+    except ConfigChanged:
+        if not force:
+            raise
+        return verb.run(config, force=True)
