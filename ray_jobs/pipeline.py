@@ -27,12 +27,12 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         if hasattr(verb, "check"):
             verb.check(config)
     with connect():
-        require("[workers]", worker_bundle(config), config.workers.num_workers)
+        require("[workers]", config.workers.bundle, config.workers.num_workers)
         manifests = {}
         for number, (name, verb) in enumerate(zip(STAGES, verbs, strict=True), start=1):
             say(f"[{number}/{len(STAGES)}] {name} ...")
             manifests[name] = _run_stage(verb, config, force)
-            say(f"[{number}/{len(STAGES)}] {name}: {' · '.join(manifests[name].get('headline', [])[:1])} ({manifests[name]['seconds']:.0f} s)")
+            say(f"[{number}/{len(STAGES)}] {manifests[name]['headline'][0]} ({manifests[name]['seconds']:.0f} s)")
     return {
         **manifests["report"],
         "stage": "run",
@@ -40,12 +40,6 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 3),
         "headline": [line for manifest in manifests.values() for line in manifest.get("headline", [])],
     }
-
-
-def worker_bundle(config: Config) -> dict[str, float]:
-    """Return the resources one worker asks of Ray."""
-    workers = config.workers
-    return {"CPU": workers.cpus, "GPU": workers.gpus, "memory": workers.memory_bytes}
 
 
 def _run_stage(verb: Any, config: Config, force: bool) -> dict[str, Any]:

@@ -317,6 +317,11 @@ class WorkersSection(Section):
         """The limit in bytes."""
         return parse_bytes(self.memory)
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one worker asks of Ray."""
+        return {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
+
     @model_validator(mode="after")
     def _memory_is_a_size(self) -> "WorkersSection":
         try:

@@ -1,0 +1,105 @@
+"""The whole chain on a tiny model, undisturbed and with its driver killed in every stage."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_jobs.core.run_folder import FOLDERS
+from ray_jobs.pipeline import STAGES
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+WAIT_S = 300
+
+
+def write_toml(config, folder: Path, name: str) -> Path:
+    """Write a config as TOML with another run name; None has no TOML form and is left out."""
+
+    def lines(tree, prefix=""):
+        plain = {k: v for k, v in tree.items() if v is not None and not isinstance(v, dict)}
+        yield from (f"{prefix}{key} = {json.dumps(value)}" for key, value in plain.items())
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from lines(value, f"{prefix}{key}.")
+
+    tree = config.model_dump(mode="json")
+    tree["run"]["name"] = name
+    path = folder / f"{name}.toml"
+    path.write_text("\n".join(lines(tree)) + "\n")
+    return path
+
+
+def start(toml: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ray_jobs", "run", str(toml), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+
+
+def kill_in_stage(toml: Path, stage_folder: Path, delay_s: float) -> bool:
+    """Start the chain, kill its driver `delay_s` after the stage began; False where the stage was finished by then."""
+    process = start(toml)
+    deadline = time.monotonic() + WAIT_S
+    while not (stage_folder / "started.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"{stage_folder.name} did not start"
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return not (stage_folder / "manifest.json").exists()
+
+
+def results(run: Path) -> dict:
+    """What must not depend on being killed: everything but times and ids of attempts."""
+    import pyarrow.parquet as pq
+    from safetensors.numpy import load_file
+
+    tables = {}
+    for path in sorted(run.glob("answers/*.parquet")) + sorted(run.glob("judge/*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        tables[path.name] = sorted(json.dumps({k: v for k, v in row.items() if k != "latency_s"}, default=str) for row in rows)
+    weights = load_file(run / "finetune/adapter/adapter_model.safetensors") | load_file(run / "distill/student/model.safetensors")
+    return {"tables": tables, "weights": {name: array.tobytes() for name, array in weights.items()}}
+
+
+def test_killed_in_every_stage_gives_the_undisturbed_result(ray_cluster, tiny_config, tmp_path):
+    config = tiny_config(compress__variants=["torch-int8"], compress__num_questions=1, compress__repetitions=1)
+    plain = start(write_toml(config, tmp_path, "plain"))
+    killed_toml = write_toml(config, tmp_path, "killed")
+    output, errors = plain.communicate(timeout=600)
+    assert plain.returncode == 0, errors
+    summary = json.loads(output)
+    assert set(summary["stage_seconds"]) == set(STAGES)
+
+    killed = Path(config.run.storage) / "killed"
+    draw = random.Random(20261121)
+    for stage in STAGES:
+        before = manifest_ids(killed)
+        kill_in_stage(killed_toml, killed / FOLDERS.get(stage, stage), draw.uniform(0.1, 4.0))
+        after = manifest_ids(killed)
+        assert before.items() <= after.items(), "a finished stage was run again"
+    last = start(killed_toml)
+    _, errors = last.communicate(timeout=600)
+    assert last.returncode == 0, errors
+    assert results(killed) == results(Path(config.run.storage) / "plain")
+
+
+def manifest_ids(run: Path) -> dict:
+    return {path.parent.name: json.loads(path.read_text())["id"] for path in run.glob("*/manifest.json")}
+
+
+def test_more_than_any_node_has_is_refused_at_once(ray_cluster, tiny_config, tmp_path):
+    for field, value in (("cpus", 1000), ("gpus", 8), ("memory", "900TiB"), ("num_workers", 99)):
+        toml = write_toml(tiny_config(**{f"workers__{field}": value}), tmp_path, f"too-{field}")
+        began = time.monotonic()
+        process = start(toml)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2, errors
+        assert errors.count("\n") == 1 and "node 1" in errors
+        assert not (tmp_path / "runs" / f"too-{field}").exists()
+        assert time.monotonic() - began < 60
