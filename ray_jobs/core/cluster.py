@@ -82,17 +82,26 @@ def require(what: str, bundle: dict[str, float], count: int = 1) -> None:
     Raises:
         ClusterError: says what is asked, and what each node has.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = sum(_times_fitting(bundle, node) for node in nodes)
+    fitting = capacity(bundle)
     if fitting >= count:
         return
+    nodes = _node_resources()
     offers = "; ".join(f"node {i + 1}: {_words(node)}" for i, node in enumerate(nodes))
     raise ClusterError(
         f"{what} needs {count} x ({_words(bundle)}), but this cluster can hold {fitting} at most ({offers}): "
         "lower [workers] num_workers, cpus, gpus or memory, or add nodes"
     )
+
+
+def capacity(bundle: dict[str, float]) -> int:
+    """Return how many such bundles this cluster's nodes can hold together when idle."""
+    return sum(_times_fitting(bundle, node) for node in _node_resources())
+
+
+def _node_resources() -> list[dict[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _times_fitting(bundle: dict[str, float], node: dict[str, float]) -> int:

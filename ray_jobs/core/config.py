@@ -45,6 +45,8 @@ class RunSection(Section):
     """Any filesystem URI that pyarrow opens: a folder, s3://..., gs://..."""
     seed: int = 0
     """Seed of every random choice."""
+    stages_from: str | None = None
+    """Folder or URI of another run (STORAGE/NAME): stages that this run has not started are read from there."""
 
 
 class TeacherSection(Section):
@@ -268,7 +270,9 @@ class TuneSection(Section):
     job: Literal["finetune", "distill"] = "finetune"
     """What each trial runs."""
     space: str = "lora_rank"
-    """A function of tune_spaces: lora_rank, kd_temperature, ..."""
+    """A named space: lora_rank or lora_rank_and_learning_rate (finetune), kd_temperature or soft_targets (distill)."""
+    metric: str = "auto"
+    """The smallest of this number of the job's evaluation wins; auto is teacher_nats or kl_after_nats."""
     num_samples: Positive = 1
     """Draws from the space; a grid is drawn once for each sample."""
     max_concurrent_trials: Positive = 1

@@ -1,7 +1,9 @@
 """From a TOML file and `--section.field value` overrides to a Config, or one clear line."""
 
 import difflib
+import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,6 +46,24 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def to_toml(config: Config) -> str:
+    """Return a config as TOML text that `load_config` reads back equal."""
+    return "\n\n".join(_tables(config.model_dump(mode="json", exclude_none=True), "")) + "\n"
+
+
+def _tables(tree: dict[str, Any], name: str) -> Iterator[str]:
+    lines = [f"{key} = {_literal(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    if lines:
+        yield "\n".join([f"[{name}]", *lines])
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _tables(value, f"{name}.{key}".lstrip("."))
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON but for this sign is TOML
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -8,12 +8,13 @@
     ├── StorageError (OSError)          the run's storage cannot be read or written
     ├── StageMissing (FileNotFoundError) an earlier stage of this run has not finished
     ├── ClusterError (RuntimeError)     no node can satisfy the request, or no cluster answers
+    │   └── ClusterUnreachable          a job or its cluster does not answer from here
     ├── TrainingFailed (RuntimeError)   a training job ended without a result
     │   └── MemoryLimitExceeded (MemoryError) a worker passed the memory it was given
     └── EndpointError (ConnectionError) a model endpoint failed or refused
 
 All take one message and no other argument, so they survive pickling between Ray processes.
-`exit_code` is what the command line returns: 2 for input, 1 for a job that failed.
+`exit_code` is what the command line returns: 2 for input, 1 for a job that failed, 4 for a cluster out of reach.
 """
 
 
@@ -61,6 +62,12 @@ class ClusterError(JobError, RuntimeError):
     """No node can satisfy the request, or no cluster answers."""
 
     exit_code = 2
+
+
+class ClusterUnreachable(ClusterError):
+    """A job or its cluster does not answer from here."""
+
+    exit_code = 4
 
 
 class TrainingFailed(JobError, RuntimeError):

@@ -69,9 +69,16 @@ class RunFolder:
     def __init__(self, config: Config):
         self.config = config
         self.storage = Storage(config.run.storage).sub(config.run.name)
+        self._shared = Storage(config.run.stages_from) if config.run.stages_from else None
 
     def folder(self, stage: str) -> Storage:
-        """Return the storage of a stage's folder, finished or not."""
+        """Return the storage of a stage's folder, finished or not: another run's where `stages_from` says so."""
+        own = self._own(stage)
+        if self._shared is None or own.exists("started.json"):
+            return own
+        return self._shared.sub(FOLDERS.get(stage, stage))
+
+    def _own(self, stage: str) -> Storage:
         return self.storage.sub(FOLDERS.get(stage, stage))
 
     def finished(self, stage: str) -> dict[str, Any]:
@@ -103,7 +110,7 @@ class RunFolder:
         inputs = {stage: self.finished(stage)["id"] for stage in after}
         settings = {**self._settings(sections), **flatten(facts or {})}
         started = {"stage": name, "settings": settings, "inputs": inputs}
-        folder = self.folder(name)
+        folder = self._own(name)
         if folder.exists("started.json"):
             before = folder.read_json("started.json")
             if not force:
