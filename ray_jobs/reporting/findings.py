@@ -1,0 +1,83 @@
+"""From comparisons to what they show: wins with intervals, and how far judge and similarity agree."""
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any
+
+from ray_jobs.core.records import Comparison, Winner
+from ray_jobs.judging.statistics import agreement, questions_needed, win_rate
+from ray_jobs.reporting.comparisons import Side
+
+Finding = dict[str, Any]
+DECIDED: tuple[Winner, ...] = ("a", "b")
+_SECOND_IS_A: dict[Side, Winner | None] = {"2": "a", "1": "b", "tie": "tie", "unscored": None}
+_ROWS: dict[Side, int] = {"2": 0, "1": 1, "tie": 2}
+SCORED: tuple[Side, ...] = ("1", "2", "tie")
+
+
+def matches(comparisons: Iterable[Comparison]) -> list[Finding]:
+    """Return, for each pair of models, one row a judge and one for similarity: wins, win rate, interval, exact test.
+
+    The win rate is the second model's share of the questions that somebody won.
+    """
+    found = []
+    for pair, rows in _grouped(comparisons, lambda row: (row.model_1, row.model_2)):
+        by_judge = _grouped(rows, lambda row: row.judge)
+        found += [_match(pair, judge, [row.llm_winner for row in judged]) for judge, judged in by_judge if judge]
+        once = by_judge[0][1]
+        if any(row.cos_winner != "unscored" for row in once):
+            found.append(_match(pair, None, [row.cos_winner for row in once]))
+    return found
+
+
+def agreements(comparisons: Iterable[Comparison]) -> list[Finding]:
+    """Return, for each pair of models and each judge, the table of judge against similarity and Cohen's kappa.
+
+    A question that either could not score is left out and counted in `left_out`. `decided` is the same without ties.
+    """
+    groups = _grouped(comparisons, lambda row: (row.model_1, row.model_2, row.judge))
+    return [_agreement(model_1, model_2, judge, rows) for (model_1, model_2, judge), rows in groups if judge]
+
+
+def _match(pair: tuple[str, str], judge: str | None, winners: list[Side]) -> Finding:
+    result = win_rate(_SECOND_IS_A[winner] for winner in winners)
+    return {
+        "model_1": pair[0],
+        "model_2": pair[1],
+        "judge": judge,
+        "measure": f"{judge} judge" if judge else "similarity",
+        "wins_1": result.wins_b,
+        "wins_2": result.wins_a,
+        "ties": result.ties,
+        "unscored": result.unscored,
+        "win_rate": result.rate,
+        "low": result.low,
+        "high": result.high,
+        "p_value": result.p_value,
+        "questions_needed": questions_needed(result.rate) if result.rate is not None else None,
+    }
+
+
+def _agreement(model_1: str, model_2: str, judge: str, rows: list[Comparison]) -> Finding:
+    by_judge = [_SECOND_IS_A[row.llm_winner] for row in rows]
+    by_similarity = [_SECOND_IS_A[row.cos_winner] for row in rows]
+    full = agreement(by_judge, by_similarity)
+    decided = agreement(by_judge, by_similarity, labels=DECIDED)
+    return {
+        "model_1": model_1,
+        "model_2": model_2,
+        "judge": judge,
+        "num_questions": full.num,
+        "left_out": len(rows) - full.num,
+        "table": {row: {column: full.table[_ROWS[row]][_ROWS[column]] for column in SCORED} for row in SCORED},
+        "agreed": sum(full.table[i][i] for i in range(len(SCORED))),
+        "contradictions": decided.table[0][1] + decided.table[1][0],
+        "kappa": full.kappa,
+        "low": full.low,
+        "high": full.high,
+        "decided": {"num_questions": decided.num, "kappa": decided.kappa, "low": decided.low, "high": decided.high},
+    }
+
+
+def _grouped(rows: Iterable[Comparison], key: Callable[[Comparison], Any]) -> list[tuple[Any, list[Comparison]]]:
+    return [(value, list(group)) for value, group in groupby(rows, key)]

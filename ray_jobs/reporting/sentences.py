@@ -1,0 +1,72 @@
+"""The answer in words: what a pair's test shows, and what it does not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_jobs.reporting.numbers_in_words import NONE, number, p_value
+
+SIGNIFICANCE = 0.05
+NAMES = {"base": "base", "teacher": "fine-tuned", "student": "student"}
+_NOUNS = {"base": "base", "teacher": "fine-tuned model", "student": "student"}
+
+
+def name(model: str) -> str:
+    """Return what the report calls a model."""
+    return NAMES.get(model, model)
+
+
+def verdict_sentence(match: Mapping[str, Any]) -> str:
+    """Return what one judge's wins show about the second model of a pair, with the figures."""
+    first, second = (_NOUNS.get(match[key], match[key]) for key in ("model_1", "model_2"))
+    figures = f"{match['wins_2']}:{match['wins_1']}" + (f" with {match['ties']} ties" if match["ties"] else "")
+    test = f", {p_value(match['p_value'])}" if match["p_value"] is not None else ""
+    return f"The {second} {_relation(match)} the {first}: {match['measure']} {figures}{test}."
+
+
+def agreement_sentence(agreement: Mapping[str, Any]) -> str:
+    """Return how far a judge and similarity agree on one pair."""
+    return (
+        f"{_capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: the judge {agreement['judge']} and word-vector "
+        f"similarity agree on {agreement['agreed']} of {agreement['num_questions']} questions (kappa {number(agreement['kappa'], 2)})."
+    )
+
+
+def loss_sentence(manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what can be said where nobody has judged: the held-out losses, or that there are none yet."""
+    found = manifests.get("finetune", {}).get("eval", {})
+    if "teacher_nats" not in found:
+        return "Nobody has judged this run's answers yet."
+    relation = "lower than" if found["teacher_nats"] < found["base_nats"] else "not lower than"
+    return (
+        f"Nobody has judged this run's answers yet; the fine-tuned model's held-out loss is {relation} the base's: "
+        f"{number(found['teacher_nats'])} against {number(found['base_nats'])} nats per token."
+    )
+
+
+def _relation(match: Mapping[str, Any]) -> str:
+    if match["p_value"] is None:
+        return "cannot be compared with"
+    if match["p_value"] >= SIGNIFICANCE:
+        return "is not shown to be better than" if match["model_2"] != "student" else "is not shown to be better or worse than"
+    return "is better than" if match["wins_2"] > match["wins_1"] else "is worse than"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def judge_in_words(judge: str, settings: Mapping[str, Any]) -> str:
+    """Return what a judge is.
+
+    Args:
+        settings: those of the judge stage, by dotted name.
+    """
+    if judge == "coverage":
+        model = settings.get("judge.coverage_model", "a sentence encoder")
+        return (
+            f"An offline judge, not a language model. It splits the sample answer into its statements and measures with {model} "
+            f"which of them each answer covers (cosine from {settings.get('judge.coverage_threshold', NONE)}). It sees what is said, "
+            "not whether the rest is true."
+        )
+    endpoint = settings.get("judge.openai.base_url") or "the provider's default endpoint"
+    return f"The language model {settings.get('judge.openai.model', judge)} at {endpoint}, asked in both orders of each pair."
