@@ -1,0 +1,190 @@
+"""The one place that loads causal language models: plain, in 4 bits, with a new adapter, with a merged one."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ray_jobs.core.errors import ConfigError, ModelError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AFTER_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+
+
+class Quantization(NamedTuple):
+    """How bitsandbytes stores the linear layers of a frozen base (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+    type: str = "nf4"
+    """4-bit data type, nf4 or fp4."""
+    double_quantization: bool = True
+    """Whether the quantization constants are quantized too."""
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """Return the computation type of a config's `dtype` on this machine.
+
+    Args:
+        name: float32, bfloat16, float16, or auto: bfloat16 where the device computes in it (GPUs since Ampere,
+            CPUs with AVX512-BF16 or AMX), else float16 on GPUs and float32 on CPUs.
+    """
+    if name != "auto":
+        return _DTYPES[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model folder.
+
+    Raises:
+        ModelError: the folder has none that transformers can read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+
+
+def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantization | None = None, device: str = "cpu") -> PreTrainedModel:
+    """Return a causal language model in eval mode with scaled-dot-product attention.
+
+    Args:
+        folder: local Hugging Face folder with safetensors.
+        dtype: type of the weights that stay unquantized, and of 4-bit matrix products.
+        quantization: stores the linear layers in 4 bits; none keeps them in `dtype`.
+        device: cpu, cuda or cuda:N.
+
+    Raises:
+        ModelError: transformers cannot load it, it is quantized already, or it changes its logits after the head.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            quantization_config=_bitsandbytes(folder, quantization, dtype),
+            device_map={"": device},
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model folder {folder} cannot be loaded: {error}") from None
+    _refuse_logit_transforms(model.config, folder)
+    _keep_weights_unpacked(model)
+    return model.eval()
+
+
+def load_merged(base_folder: str | Path, adapter_folder: str | Path, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """Return the unquantized base with a saved adapter added into its weights: a plain model in eval mode."""
+    base = load_model(base_folder, dtype=dtype, device=device)
+    merged: Any = PeftModel.from_pretrained(base, str(adapter_folder)).merge_and_unload()
+    return merged.eval()
+
+
+def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: str | list[str]) -> PeftModel:
+    """Return the model with new trainable low-rank adapters (float32) on its frozen linear layers.
+
+    Args:
+        targets: "all-linear", or names of linear modules such as ["q_proj", "v_proj"].
+
+    Raises:
+        ConfigError: a target is no linear module of the model, or the rank is larger than a layer.
+
+    Source:
+        Hu et al. 2021, arXiv:2106.09685.
+    """
+    check_lora(model, rank=rank, targets=targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND else sorted(_names(targets)),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def skeleton(folder: str | Path) -> PreTrainedModel:
+    """Return the model of a folder's config on the meta device: its modules and shapes without weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the config in {folder} is no causal language model that transformers knows: {error}") from None
+
+
+def check_lora(model: nn.Module, *, rank: int, targets: str | list[str]) -> None:
+    """Refuse adapters that the model cannot hold.
+
+    Args:
+        model: the model or its skeleton.
+
+    Raises:
+        ConfigError: a target is no linear module of the model, or the rank is larger than a layer.
+    """
+    layers = _linear_layers(model)
+    wanted = _wanted_names(targets, sorted({name.rpartition(".")[2] for name in layers}))
+    for name, layer in layers.items():
+        smallest = min(layer.in_features, layer.out_features)
+        if rank > smallest and (wanted is None or name.rpartition(".")[2] in wanted):
+            raise ConfigError(
+                f"finetune.lora.rank = {rank} is larger than layer {name} ({layer.in_features} x {layer.out_features}): "
+                f"choose at most {smallest}"
+            )
+
+
+def _wanted_names(targets: str | list[str], known: list[str]) -> set[str] | None:
+    if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return None
+    names = _names(targets)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigError(
+            f"finetune.lora.targets = {targets!r}: {unknown[:1] or 'an empty list'} names no linear module of this model; "
+            f'use "all-linear" or some of {known}'
+        )
+    return set(names)
+
+
+def _names(targets: str | list[str]) -> list[str]:
+    return [targets] if isinstance(targets, str) else targets
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head}
+
+
+def _bitsandbytes(folder: str | Path, quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if quantization is None:
+        return None
+    if getattr(AutoConfig.from_pretrained(folder), "quantization_config", None):
+        raise ModelError(f"model folder {folder} is quantized already: give the unquantized model, or use finetune.method = lora")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _keep_weights_unpacked(model: nn.Module) -> None:
+    # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward in eval mode for a
+    # kernel without a backward pass: training after any evaluation then runs on wrong gradients, without an error.
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _refuse_logit_transforms(config: Any, folder: str | Path) -> None:
+    # losses.py projects hidden states with the head alone, so such a model would train on wrong logits in silence
+    for name, neutral in _AFTER_HEAD.items():
+        value = getattr(config, name, neutral)
+        if value not in (None, neutral):
+            raise ModelError(f"model folder {folder} sets {name} = {value}: models that change logits after the head are not supported")
