@@ -1,28 +1,63 @@
 """How a space is searched: which points, how many, how many at once."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from tune_spaces.outcomes import Outcomes
 
-def grid_and_random(*, seed: int) -> BasicVariantGenerator:
-    """Return the search that walks every grid and draws the rest; equal seeds give equal points.
+Point = dict[str, Any]
+TRIAL_BUNDLE = {"CPU": 0, "memory": 2**28}
+"""What a trial's own process takes beside its workers: no CPU, or it could starve them."""
 
-    Source: Bergstra and Bengio 2012 (JMLR 13), on drawing rather than gridding the continuous ranges.
+
+def search(
+    trial: Callable[[Point], None],
+    param_space: Point,
+    *,
+    seed: int,
+    num_samples: int,
+    max_concurrent: int,
+    time_budget_s: float,
+    folder: str,
+    filesystem: Any,
+    on_end: Callable[[Point, str], None],
+) -> list[tuple[Point, str]]:
+    """Run a trial for each point and return (point, reason) of those started; the reason is "" unless it failed.
+
+    Walks every grid and draws the rest (Bergstra and Bengio 2012, JMLR 13); equal seeds give equal points.
+
+    Args:
+        folder: where Ray Tune keeps its own state, within `filesystem`; every node must reach it.
+        on_end: called after each trial with its point and reason.
     """
-    return BasicVariantGenerator(random_state=seed)
+    outcomes = Outcomes(on_end)
+    tune.Tuner(
+        tune.with_resources(trial, tune.PlacementGroupFactory([TRIAL_BUNDLE])),
+        param_space=param_space,
+        tune_config=tune.TuneConfig(
+            search_alg=BasicVariantGenerator(random_state=seed),
+            num_samples=num_samples,
+            max_concurrent_trials=max_concurrent,
+            time_budget_s=time_budget_s,
+        ),
+        run_config=tune.RunConfig(name="ray", storage_path=folder, storage_filesystem=filesystem, verbose=0, callbacks=[outcomes]),
+    ).fit()
+    return outcomes.rows
 
 
-def num_trials(param_space: dict[str, Any], *, num_samples: int) -> int:
+def num_trials(param_space: Point, *, num_samples: int) -> int:
     """Return the number of points: all combinations of the grids, `num_samples` times."""
     return num_samples * math.prod(len(grid) for grid in _grids(param_space))
 
 
-def repeats(param_space: dict[str, Any], *, num_samples: int) -> bool:
+def repeats(param_space: Point, *, num_samples: int) -> bool:
     """Return whether a point would be tried twice: more samples than one of a space of grids alone."""
     return num_samples > 1 and len(_grids(param_space)) == len(param_space)
 
 
-def _grids(param_space: dict[str, Any]) -> list[list[Any]]:
+def _grids(param_space: Point) -> list[list[Any]]:
     return [domain["grid_search"] for domain in param_space.values() if isinstance(domain, dict)]

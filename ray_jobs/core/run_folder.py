@@ -69,17 +69,12 @@ class RunFolder:
     def __init__(self, config: Config):
         self.config = config
         self.storage = Storage(config.run.storage).sub(config.run.name)
-        self._shared = Storage(config.run.stages_from) if config.run.stages_from else None
+        self._others = [Storage(uri) for uri in config.run.stages_from]
 
     def folder(self, stage: str) -> Storage:
         """Return the storage of a stage's folder, finished or not: another run's where `stages_from` says so."""
-        own = self._own(stage)
-        if self._shared is None or own.exists("started.json"):
-            return own
-        return self._shared.sub(FOLDERS.get(stage, stage))
-
-    def _own(self, stage: str) -> Storage:
-        return self.storage.sub(FOLDERS.get(stage, stage))
+        own, *others = (run.sub(FOLDERS.get(stage, stage)) for run in (self.storage, *self._others))
+        return next((folder for folder in (own, *others) if folder.exists("started.json")), own)
 
     def finished(self, stage: str) -> dict[str, Any]:
         """Return the manifest of a finished stage.
@@ -110,7 +105,7 @@ class RunFolder:
         inputs = {stage: self.finished(stage)["id"] for stage in after}
         settings = {**self._settings(sections), **flatten(facts or {})}
         started = {"stage": name, "settings": settings, "inputs": inputs}
-        folder = self._own(name)
+        folder = self.storage.sub(FOLDERS.get(name, name))
         if folder.exists("started.json"):
             before = folder.read_json("started.json")
             if not force:
