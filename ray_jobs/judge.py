@@ -1,0 +1,273 @@
+"""Answers -> similarities and verdicts, by Ray Data."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import SecretStr
+
+from ray_jobs.core.cluster import connect, progress_board, require
+from ray_jobs.core.config import Config, JudgeSection
+from ray_jobs.core.errors import ConfigError, EndpointError
+from ray_jobs.core.models import resolve_model
+from ray_jobs.core.progress import Bar, OnProgress, say
+from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.judging import openai_judge
+from ray_jobs.judging.pairs import Game, make_games, settle, verdict_row
+from ray_jobs.judging.replies import PaidReply, Replies
+from ray_jobs.judging.vectors import check_vectors, load_vectors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+GAMES_PER_BLOCK = 32
+CALLS_PER_ACTOR = 4
+ENDPOINT_CPUS = 0.1
+HOW_TO_CALL = ("max_concurrency", "max_retries", "timeout_s", "api_key_env")
+
+
+class Verdicts(NamedTuple):
+    """What one judge said: its name in the rows, the rows, and facts for the manifest."""
+
+    judge: str
+    rows: list[Row]
+    facts: Row
+
+
+def check(config: Config) -> None:
+    """Check what can be checked before any stage runs.
+
+    Raises:
+        ConfigError: a pair names a model that does not answer, or the judge's key is not in the environment.
+        ModelError: the word vectors do not exist.
+    """
+    for model in sorted({model for pair in config.judge.pairs for model in pair}):
+        if model not in config.answer.models:
+            raise ConfigError(
+                f"[judge] pairs name {model!r}, but [answer] models are {config.answer.models}: add it there or drop the pair"
+            )
+    for a, b in config.judge.pairs:
+        if a == b:
+            raise ConfigError(f"[judge] pairs let {a!r} meet itself: name two models")
+    check_vectors(config.judge.vectors)
+    if "openai" in config.judge.judges and not RunFolder(config).folder("judge").exists("manifest.json"):
+        _api_key(config.judge)
+
+
+def run(config: Config, *, force: bool) -> dict[str, Any]:
+    """Score and judge the answers of a run and return the stage's manifest.
+
+    Raises:
+        StageMissing: questions or answers are not there yet.
+        EndpointError: no call to the judge's endpoint can succeed.
+    """
+    check(config)
+    folder = RunFolder(config)
+    folder.finished("prepare"), folder.finished("answer")
+    questions = folder.folder("prepare").read_jsonl("questions.jsonl")
+    models = dict.fromkeys(model for pair in config.judge.pairs for model in pair)
+    answers = {model: folder.folder("answer").read_parquet(f"{model}.parquet") for model in models}
+    games = make_games(questions, answers, config.judge.pairs)
+    stage = folder.stage("judge", sections=_deciding_fields(config), after=["prepare", "answer"], force=force)
+    if stage.manifest:
+        say("judge: done already")
+        return stage.manifest
+    similarities, scale = _similarities(config.judge, questions, [row for rows in answers.values() for row in rows])
+    with connect():
+        judged = [_JUDGES[name](config, games, Replies(folder.storage.sub("replies"))) for name in config.judge.judges]
+    verdicts = [row for found in judged for row in found.rows]
+    stage.folder.write_parquet("similarities.parquet", similarities)
+    stage.folder.write_parquet("verdicts.parquet", verdicts)
+    return stage.finish(**_facts(config, judged, verdicts, similarities, scale), next="raystill report CONFIG")
+
+
+def _deciding_fields(config: Config) -> list[str]:
+    fields = [f"judge.{name}" for name in type(config.judge).model_fields if name != "openai"]
+    if "openai" in config.judge.judges:
+        fields += [f"judge.openai.{name}" for name in type(config.judge.openai).model_fields if name not in HOW_TO_CALL]
+    return fields
+
+
+def _similarities(section: JudgeSection, questions: list[Row], answers: list[Row]) -> tuple[list[Row], Row]:
+    """Score on the driver: a thousand answers take a second, less than a worker takes to start."""
+    from ray_jobs.judging.similarity import score_answers
+
+    vectors = load_vectors(section.vectors)
+    rows, scale = score_answers(questions, answers, vectors.keyed, min_known_share=section.min_known_share)
+    facts = {"vectors": section.vectors, "vectors_sha256": vectors.sha256, **scale._asdict(), "tie_band": section.tie_band * scale.spread}
+    return [row.model_dump() for row in rows], facts
+
+
+class CoverageWorker:
+    """Ray Data actor that judges blocks of games by covered statements."""
+
+    def __init__(self, *, model: str, num_threads: int, threshold: float, margin: float):
+        from ray_jobs.judging.coverage import CoverageJudge, rubric_sha
+        from ray_jobs.judging.encoder import SentenceEncoder
+
+        encode = SentenceEncoder(resolve_model(model), num_threads=num_threads)
+        self._judge = CoverageJudge(encode, threshold=threshold, margin=margin)
+        self._rubric_sha = rubric_sha(model, threshold=threshold, margin=margin)
+
+    def __call__(self, table: "pa.Table") -> dict[str, list[str]]:
+        """Return the Verdict rows, as JSON, of Game rows."""
+        games = [Game(**json.loads(text)) for text in table["row"].to_pylist()]
+        rulings = zip(games, self._judge.judge(games), strict=True)
+        return {"row": [json.dumps(verdict_row(game, ruling, judge="coverage", rubric_sha=self._rubric_sha)) for game, ruling in rulings]}
+
+
+def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
+    section, workers = config.judge, config.workers
+    require("[workers] of judge", {"CPU": workers.cpus}, workers.num_workers)
+    options = {
+        "model": section.coverage_model,
+        "num_threads": max(1, int(workers.cpus)),
+        "threshold": section.coverage_threshold,
+        "margin": section.coverage_margin,
+    }
+    rows = []
+    with Bar("judge coverage", "game") as bar:
+        for row in _map(
+            [game._asdict() for game in games],
+            CoverageWorker,
+            options,
+            block_rows=GAMES_PER_BLOCK,
+            num_cpus=workers.cpus,
+            size=workers.num_workers,
+        ):
+            rows.append(row)
+            bar(len(rows), len(games))
+    place = {(game.question_id, game.model_a, game.model_b, game.swapped): i for i, game in enumerate(games)}
+    rows.sort(key=lambda row: place[row["question_id"], row["model_a"], row["model_b"], row["swapped"]])
+    return Verdicts("coverage", rows, {"model": section.coverage_model, "rubric_sha": rows[0]["rubric_sha"] if rows else None})
+
+
+class EndpointWorker:
+    """Ray Data actor that asks the endpoint, and keeps every reply before anybody reads it."""
+
+    def __init__(self, *, replies: Replies, on_progress: OnProgress, total: int, **endpoint: Any):
+        self._endpoint = openai_judge.Endpoint(**endpoint)
+        self._replies = replies
+        self._on_progress = on_progress
+        self._done, self._total = 0, total
+
+    async def __call__(self, table: "pa.Table") -> AsyncIterator[dict[str, list[str]]]:
+        """Yield {key, and a Reply's fields}, as JSON, of {key, request} rows."""
+        rows = [json.loads(text) for text in table["row"].to_pylist()]
+        yield {"row": [json.dumps(found) for found in await asyncio.gather(*map(self._ask, rows))]}
+
+    async def _ask(self, row: Row) -> Row:
+        paid = await asyncio.to_thread(self._replies.get, row["key"])
+        reply = openai_judge.Reply(paid.body, paid.seconds) if paid else await self._endpoint.ask(row["request"])
+        if not paid and not reply.error:
+            await asyncio.to_thread(self._replies.put, PaidReply(row["key"], reply.body, reply.seconds))
+        self._done += 1
+        self._on_progress(self._done, self._total, "")
+        return {"key": row["key"], **reply._asdict()}
+
+
+def _by_openai(config: Config, games: list[Game], replies: Replies) -> Verdicts:
+    options = config.judge.openai
+    open_games = [game for game in games if settle(game) is None]
+    decoding = {"max_tokens": options.max_tokens, "seed": config.run.seed, "structured": options.structured}
+    requests = {game: openai_judge.make_request(game, model=options.model, **decoding) for game in open_games}
+    keys = {game: openai_judge.request_key(request, options.base_url) for game, request in requests.items()}
+    kept = replies.keys()
+    asked = {keys[game]: request for game, request in requests.items() if keys[game] not in kept}
+    found = _ask(config.judge, asked, replies) if asked else {}
+    for key in set(keys.values()) & kept:
+        paid = replies.get(key)
+        found[key] = openai_judge.Reply(paid.body, paid.seconds) if paid else openai_judge.Reply("", 0.0, "the kept reply is gone")
+    name, sha = f"openai:{options.model}", openai_judge.rubric_sha(options.model)
+    prices = openai_judge.Prices(options.usd_per_million_prompt_tokens, options.usd_per_million_completion_tokens)
+    nothing = openai_judge.Reply("", 0.0)
+    rulings = [openai_judge.rule(game, found[keys[game]] if game in keys else nothing, prices) for game in games]
+    rows = [verdict_row(game, ruling, judge=name, rubric_sha=sha) for game, ruling in zip(games, rulings, strict=True)]
+    counts = {"calls": len(asked), "replies_kept_before": len(keys) - len(asked), "settled_by_rule": len(games) - len(open_games)}
+    return Verdicts(name, rows, {"model": options.model, "base_url": options.base_url, "rubric_sha": sha, **counts})
+
+
+_JUDGES = {"coverage": _by_coverage, "openai": _by_openai}
+
+
+def _ask(section: JudgeSection, requests: dict[str, Row], replies: Replies) -> dict[str, openai_judge.Reply]:
+    options = section.openai
+    require("[judge.openai]", {"CPU": ENDPOINT_CPUS})
+    with progress_board("judge openai", "call") as on_progress:
+        endpoint = {
+            "base_url": options.base_url,
+            "api_key": _api_key(section),
+            "max_concurrency": options.max_concurrency,
+            "max_retries": options.max_retries,
+            "timeout_s": options.timeout_s,
+        }
+        rows = _map(
+            [{"key": key, "request": request} for key, request in requests.items()],
+            EndpointWorker,
+            {"replies": replies, "on_progress": on_progress, "total": len(requests), **endpoint},
+            block_rows=options.max_concurrency,
+            num_cpus=ENDPOINT_CPUS,
+            size=1,  # one actor holds the limit of calls in flight for the whole cluster
+            calls=CALLS_PER_ACTOR,
+        )
+        found = {row.pop("key"): openai_judge.Reply(**row) for row in rows}
+    reason = next((reply.error for reply in found.values() if reply.fatal), None)
+    if reason is None and all(reply.error for reply in found.values()):
+        reason = next(reply.error for reply in found.values())
+    if reason:
+        where = options.base_url or "the provider's endpoint"
+        raise EndpointError(
+            f"judge {options.model!r} at {where} cannot be asked: {reason}; replies so far are kept, run the same command again"
+        )
+    return found
+
+
+def _map(
+    rows: list[Row], worker: type, options: Row, *, block_rows: int, num_cpus: float, size: int, calls: int | None = None
+) -> Iterator[Row]:
+    """Yield what a pool of actors makes of rows, in no order. Rows travel as JSON: no type is guessed from what is None."""
+    import ray
+
+    items = [{"row": json.dumps(row)} for row in rows]
+    dataset = ray.data.from_items(items, override_num_blocks=max(1, -(-len(items) // block_rows)))
+    pool = ray.data.ActorPoolStrategy(size=size, max_concurrent_calls_per_actor=calls)
+    mapped = dataset.map_batches(
+        worker, fn_constructor_kwargs=options, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus, compute=pool
+    )
+    for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from map(json.loads, batch["row"].to_pylist())
+
+
+def _api_key(section: JudgeSection) -> SecretStr:
+    name = section.openai.api_key_env
+    key = os.environ.get(name)
+    if not key:
+        raise ConfigError(
+            f"the openai judge reads its key from the environment variable {name}, which is not set: set it, or use judges = ['coverage']"
+        )
+    return SecretStr(key)
+
+
+def _facts(config: Config, judged: list[Verdicts], verdicts: list[Row], similarities: list[Row], scale: Row) -> Row:
+    from ray_jobs.judging.results import compare_models, pair_headline
+
+    names = [found.judge for found in judged]
+    results = compare_models(config.judge.pairs, names, verdicts, similarities, tie_band=scale["tie_band"], seed=config.run.seed)
+    unscored = [row for row in similarities if row["cosine"] is None]
+    headline = [f"judge: {pair_headline(entry)}" for entry in results]
+    if unscored:
+        share = f"fewer than {config.judge.min_known_share:.0%} of their words or their sample answer's have a vector"
+        headline.append(
+            f"judge: {len(unscored)} of {len(similarities)} answers have no similarity ({share}, or they are empty): not counted"
+        )
+    counts = {
+        "similarities": len(similarities),
+        "similarities_unscored": len(unscored),
+        "verdicts": len(verdicts),
+        "verdicts_unscored": sum(row["winner"] is None for row in verdicts),
+    }
+    judges = [{"name": found.judge, **found.facts} for found in judged]
+    return {"counts": counts, "judges": judges, "similarity": scale, "pairs": results, "headline": headline}
