@@ -1,0 +1,71 @@
+"""Text as one writes it: Unicode NFC, plain spaces, whole words, no page furniture."""
+
+import re
+import unicodedata
+from collections import Counter
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
+_SPACES = re.compile(r"(?<=\S)[^\S\n]+")
+_PAGE_NUMBER = re.compile(r"(?:(?:page|seite|p\.|s\.)\s*)?[-–—]?\s*\d{1,4}\s*[-–—]?(?:\s*(?:/|of|von)\s*\d{1,4})?", re.IGNORECASE)
+_HYPHENATED = re.compile(r"(?<=[^\W\d_])-\n(?=[a-zà-öø-ÿ])")
+_EDGE_LINES = 2
+_REPEATED_SHARE = 0.5
+_MIN_PAGES = 3
+
+
+def normalise(text: str) -> str:
+    """Return text in Unicode NFC, with Unix line ends, single spaces, at most one empty line, no invisible characters.
+
+    Spaces at the start of a line stay: they carry meaning in lists and code.
+    """
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\f", "\n"))
+    text = _INVISIBLE.sub("", text)
+    lines = [_SPACES.sub(" ", line).rstrip() for line in text.split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def one_line(text: str) -> str:
+    """Return normalised text as one line."""
+    return " ".join(normalise(text).split())
+
+
+def join_pages(pages: list[str]) -> tuple[str, int]:
+    """Return the running text of pages, and how many lines of page furniture were dropped.
+
+    Dropped are page numbers and the first and last lines that stand, digits aside, on more than half of the pages.
+    Words hyphenated at a line end are joined, lines of a paragraph too.
+    """
+    lines_of = [[line.strip() for line in page.splitlines() if line.strip()] for page in pages]
+    repeated = _repeated_edges(lines_of)
+    kept = [_without_edges(lines, repeated) for lines in lines_of]
+    dropped = sum(map(len, lines_of)) - sum(map(len, kept))
+    text = "\n".join("\n".join(lines) for lines in kept)
+    return _flow(_HYPHENATED.sub("", text)), dropped
+
+
+def _repeated_edges(lines_of: list[list[str]]) -> set[str]:
+    if len(lines_of) < _MIN_PAGES:
+        return set()
+    seen = Counter(key for lines in lines_of for key in {_key(line) for line in lines[:_EDGE_LINES] + lines[-_EDGE_LINES:]})
+    return {key for key, count in seen.items() if count > _REPEATED_SHARE * len(lines_of)}
+
+
+def _without_edges(lines: list[str], repeated: set[str]) -> list[str]:
+    edges = {*range(_EDGE_LINES), *range(len(lines) - _EDGE_LINES, len(lines))}
+    furniture = {i for i in edges if 0 <= i < len(lines) and (_key(lines[i]) in repeated or _PAGE_NUMBER.fullmatch(lines[i]))}
+    return [line for i, line in enumerate(lines) if i not in furniture]
+
+
+def _key(line: str) -> str:
+    return re.sub(r"\d+", "#", line.casefold())
+
+
+def _flow(text: str) -> str:
+    """Join a line to the next unless it ends a sentence short of the usual width: extracted PDFs keep no empty lines."""
+    lines = text.split("\n")
+    width = max(map(len, lines), default=0)
+    joined = ""
+    for line in lines:
+        ends_paragraph = joined.endswith((".", "!", "?", ":")) and len(joined.rpartition("\n")[2]) % max(width, 1) < 0.8 * width
+        joined += ("\n\n" if ends_paragraph else " ") + line if joined else line
+    return joined

@@ -1,0 +1,48 @@
+"""The thin Ray layer of prepare: items through a pool of workers, results as they come."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+MAX_BLOCKS = 1000
+"""Blocks of the item list: one item each up to here, so that a slow file holds up no other."""
+
+
+class _Worker:
+    """Holds one worker object in an actor; items and results cross as JSON text."""
+
+    def __init__(self, kind: type, arguments: dict[str, Any]):
+        self._worker = kind(**arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"result": [json.dumps(self._worker(json.loads(item))) for item in batch["item"]]}
+
+
+def each(
+    items: list[dict[str, Any]], kind: type, arguments: dict[str, Any], *, bundle: dict[str, float], num_workers: int
+) -> Iterator[dict[str, Any]]:
+    """Yield `kind(**arguments)(item)` of each item, in the order in which they finish.
+
+    Needs a connected cluster. A worker that dies is replaced, and its items are done again.
+
+    Args:
+        kind: class of the workers; made once for each.
+        bundle: what one worker takes, as Ray names it: "CPU", "GPU", "memory".
+        num_workers: at most so many.
+    """
+    import ray
+
+    if not items:
+        return
+    rows = [{"item": json.dumps(item)} for item in items]
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map_batches(
+        _Worker,
+        batch_size=1,
+        fn_constructor_args=(kind, arguments),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_workers, len(rows))),
+        num_cpus=bundle.get("CPU", 1),
+        num_gpus=bundle.get("GPU") or None,
+        memory=bundle.get("memory") or None,
+    )
+    for row in dataset.iter_rows():
+        yield json.loads(row["result"])

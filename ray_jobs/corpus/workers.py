@@ -1,0 +1,97 @@
+"""The three jobs of prepare that run anywhere: read a file, write pairs from chunks, pack a shard. Plain callables.
+
+Each takes one JSON object and returns one; what it makes lies in the storage, so that nothing big passes through the driver.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ray_jobs.core.records import Pair
+from ray_jobs.core.storage import Storage
+from ray_jobs.corpus import documents
+from ray_jobs.corpus.examples import Dropped, Example, document_examples, pair_example, pair_examples
+from ray_jobs.corpus.files import InputFile
+from ray_jobs.corpus.parts import read_records, write_unit
+from ray_jobs.corpus.selection import Shard
+from ray_jobs.corpus.tables import write_shard
+from ray_jobs.corpus.template import ChatTemplate
+from ray_jobs.corpus.writer import Engine, write_pairs
+
+
+class ReadFile:
+    """A document or a file of pairs to examples.
+
+    Args:
+        make_template: returns the model's chat template, on the machine that needs it.
+        chunk_tokens: budget of one chunk.
+        max_length: tokens of one packed row.
+    """
+
+    def __init__(self, *, parts: Storage, make_template: Callable[[], ChatTemplate], chunk_tokens: int, max_length: int):
+        self._parts = parts
+        self._template = make_template()
+        self._chunk_tokens = min(chunk_tokens, max_length)
+        self._max_length = max_length
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Read {"unit", "file": [uri, name]}."""
+        file = InputFile(*item["file"])
+        if file.suffix in documents.READERS:
+            found = document_examples(file, template=self._template, chunk_tokens=self._chunk_tokens)
+        else:
+            found = pair_examples(file, template=self._template, max_length=self._max_length)
+        write_unit(self._parts, item["unit"], found)
+        return {}
+
+
+class WritePairs:
+    """Chunks to pairs, by a model.
+
+    Args:
+        make_engine: returns the loaded model.
+        pairs_per_chunk: how many to write from each.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: Storage,
+        make_template: Callable[[], ChatTemplate],
+        make_engine: Callable[[], Engine],
+        pairs_per_chunk: int,
+        max_length: int,
+        seed: int,
+    ):
+        self._parts = parts
+        self._template = make_template()
+        self._engine = make_engine()
+        self._pairs_per_chunk = pairs_per_chunk
+        self._max_length = max_length
+        self._seed = seed
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Write {"unit", "part", "rows"}."""
+        chunks = read_records(self._parts, item["part"], item["rows"])
+        write_unit(self._parts, item["unit"], self._examples(chunks))
+        return {}
+
+    def _examples(self, chunks: list[dict[str, Any]]) -> Iterator[Example | Dropped]:
+        for pair in write_pairs(self._engine, chunks, num_pairs=self._pairs_per_chunk, seed=self._seed):
+            if isinstance(pair, Pair):
+                yield pair_example(pair, where=pair.source, template=self._template, max_length=self._max_length)
+            else:
+                yield pair
+
+
+class PackShard:
+    """A shard of examples to one file of packed rows."""
+
+    def __init__(self, *, parts: Storage, target: Storage, max_length: int):
+        self._parts = parts
+        self._target = target
+        self._max_length = max_length
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Pack {"shard": [split, index, picks]} and return its split and counts."""
+        shard = Shard(*item["shard"])
+        return {"split": shard.split, **write_shard(self._parts, self._target, shard, max_length=self._max_length)}
