@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -132,6 +133,7 @@ def _client(address: str) -> Iterator[Any]:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would prefer a RAY_ADDRESS that is set to the one given
     try:
         _knock(address)

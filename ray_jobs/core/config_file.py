@@ -106,7 +106,7 @@ def _value(text: str) -> Any:
 
 
 def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: (one["type"] != "extra_forbidden", -len(one["loc"])))  # a typo, then the deepest
     where = ".".join(str(part) for part in first["loc"] if not _is_union_tag(part))
     if first["type"] == "extra_forbidden":
         return _unknown_key(first["loc"])

@@ -132,6 +132,8 @@ class Storage:
     def upload(self, folder: Path, name: str) -> None:
         """Put a local folder here under `name`, replacing what was there."""
         staging = f"{self.root}/.{name}.tmp"
+        self.delete(f".{name}.tmp")
+        self.fs.create_dir(staging, recursive=True)
         pafs.copy_files(str(folder), staging, destination_filesystem=self.fs)
         self.delete(name)
         self.fs.move(staging, f"{self.root}/{name}") if self.is_local else self._move_folder(staging, name)
@@ -145,6 +147,12 @@ class Storage:
         if self.is_local:
             return Path(self.root) / name
         return download(self, name)
+
+
+def local_folder(uri: str) -> Path:
+    """Return a local path of a folder given by a path or a URI: itself, or a downloaded copy."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    return Storage(parent).local(name)
 
 
 def download(storage: Storage, name: str) -> Path:
