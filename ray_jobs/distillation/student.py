@@ -1,0 +1,124 @@
+"""The student: chosen layers of the teacher with its embeddings, final norm and head; or a model with its vocabulary."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ray_jobs.core.errors import ConfigError, ModelError
+
+
+def choose_layers(num_teacher_layers: int, layers: int | list[int]) -> list[int]:
+    """Return the indices of the teacher's layers that the student keeps.
+
+    Args:
+        num_teacher_layers: layers of the teacher.
+        layers: how many to keep, evenly spaced with the first and the last among them (one keeps the first), or
+            their indices in rising order.
+
+    Raises:
+        ConfigError: more layers than the teacher has, an index out of range, or indices that do not rise.
+
+    Source:
+        Sanh et al. 2019, arXiv:1910.01108, section 2 (a student that starts from every second layer).
+    """
+    if isinstance(layers, int):
+        if not 1 <= layers <= num_teacher_layers:
+            raise ConfigError(f"student.layers = {layers}, but the teacher has {num_teacher_layers}: choose 1 to {num_teacher_layers}")
+        gaps = max(layers - 1, 1)
+        return [(2 * i * (num_teacher_layers - 1) + gaps) // (2 * gaps) for i in range(layers)]
+    outside = [index for index in layers if not 0 <= index < num_teacher_layers]
+    if outside or not layers:
+        seen = f"layer {outside[0]} is out of range" if outside else "the list is empty"
+        raise ConfigError(
+            f"student.layers = {layers}: {seen}; the teacher has {num_teacher_layers}, so choose from 0 to {num_teacher_layers - 1}"
+        )
+    if layers != sorted(set(layers)):
+        raise ConfigError(f"student.layers = {layers}: list each layer once, in rising order, like {sorted(set(layers))}")
+    return layers
+
+
+def build_student(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
+    """Return a new model of the teacher's architecture with copies of the chosen layers, in float32.
+
+    Embeddings, final norm, output head and generation settings are the teacher's.
+
+    Args:
+        layers: indices as `choose_layers` returns them.
+
+    Raises:
+        ModelError: the teacher has no list of decoder layers.
+    """
+    prefix = _layers_prefix(teacher)
+    student = AutoModelForCausalLM.from_config(shrink_config(teacher.config, layers), dtype=torch.float32, attn_implementation="sdpa")
+    new_index = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(layers)}
+    student.load_state_dict(_renamed(teacher.state_dict(), prefix, new_index))
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student
+
+
+def shrink_config(config: Any, layers: list[int]) -> Any:
+    """Return a copy of a model's config for the chosen layers; settings that list one value a layer follow them."""
+    before = config.num_hidden_layers
+    values = config.to_dict()
+    for name, value in values.items():
+        if "layer" in name and isinstance(value, list) and len(value) == before:
+            values[name] = [value[index] for index in layers]
+    return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+
+
+def check_vocabulary(student_tokens: dict[str, int], teacher_tokens: dict[str, int]) -> None:
+    """Refuse a student whose tokens mean something else than the teacher's: their distributions cannot be compared.
+
+    Args:
+        student_tokens: token to id, as `tokenizer.get_vocab()` returns it.
+        teacher_tokens: the same of the teacher.
+
+    Raises:
+        ConfigError: names the first token, by id, that differs.
+    """
+    if student_tokens == teacher_tokens:
+        return
+    differing = student_tokens.items() ^ teacher_tokens.items()
+    token, _ = min(differing, key=lambda item: (item[1], item[0]))
+    raise ConfigError(
+        f"student.model has another vocabulary than the teacher: token {token!r} has id {student_tokens.get(token)} in the student and "
+        f"{teacher_tokens.get(token)} in the teacher; choose a student of the same family, or build it from the teacher with student.layers"
+    )
+
+
+def check_head_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse a student whose head scores another number of tokens than the teacher's.
+
+    Raises:
+        ConfigError: names both numbers.
+    """
+    rows = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    if rows[0] != rows[1]:
+        raise ConfigError(
+            f"student.model scores {rows[0]} tokens and the teacher {rows[1]} (the tokenizers agree, the padding differs): "
+            "resize the student's embeddings to the teacher's, or build it from the teacher with student.layers"
+        )
+
+
+def _layers_prefix(model: PreTrainedModel) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return f"{name}."
+    raise ModelError(
+        f"no list of {model.config.num_hidden_layers} decoder layers in {type(model).__name__}: a student cannot be cut from it; "
+        "name one with student.model"
+    )
+
+
+def _renamed(state: dict[str, torch.Tensor], prefix: str, new_index: dict[str, str]) -> dict[str, torch.Tensor]:
+    kept = {}
+    for name, tensor in state.items():
+        layer = f"{prefix}{name[len(prefix) :].partition('.')[0]}."
+        if not name.startswith(prefix):
+            kept[name] = tensor
+        elif layer in new_index:
+            kept[new_index[layer] + name[len(layer) :]] = tensor
+    return kept
