@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Points = list[tuple[float, float]]
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 620, 14, 256
+WIDTH, HEIGHT = 480, 262
+LEFT, RIGHT, TOP, BOTTOM = 44, 464, 12, 216
 MOST_POINTS = 400
-LABEL_GAP = 16
-LARGEST_RADIUS = 22.0
+LABEL_HEIGHT, LETTER_WIDTH = 15.0, 6.6
+LARGEST_RADIUS = 17.0
 
 
 class Tick(NamedTuple):
@@ -38,7 +38,7 @@ class Scale(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One line of a chart; `style` picks colour and dash, so that colour is never the only difference."""
+    """One line of a chart. Styles 2n and 2n + 1 share a colour, the second is dashed: colour is never the only difference."""
 
     name: str
     path: str
@@ -46,17 +46,51 @@ class Curve(NamedTuple):
     style: int
 
 
-class Bubble(NamedTuple):
-    """One circle of a scatter plot with its label beside it."""
+class Point(NamedTuple):
+    """One thing in a scatter plot; the circle's area shows its size, its colour the kind."""
 
     name: str
     x: float
     y: float
+    size: float
+    kind: str
+
+
+class Circle(NamedTuple):
+    """A point's circle, in SVG units."""
+
+    name: str
+    kind: str
+    x: float
+    y: float
     radius: float
+
+
+class Bubble(NamedTuple):
+    """A circle with the place of its label."""
+
+    circle: Circle
     label_x: float
     label_y: float
     anchor: str
-    style: int
+
+
+class Box(NamedTuple):
+    """A rectangle in SVG units."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: "Box") -> float:
+        """Return the area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(width, 0.0) * max(height, 0.0)
+
+
+FRAME = Box(LEFT, TOP, RIGHT, BOTTOM)
 
 
 @dataclass(frozen=True)
@@ -71,6 +105,9 @@ class Chart:
     y_ticks: list[Tick]
     curves: list[Curve] = field(default_factory=list)
     bubbles: list[Bubble] = field(default_factory=list)
+    frame: Box = FRAME
+    width: int = WIDTH
+    height: int = HEIGHT
 
 
 def round_values(low: float, high: float, count: int) -> list[tuple[float, str]]:
@@ -89,28 +126,27 @@ def line_chart(title: str, curves: dict[str, Points], *, x_label: str, y_label: 
     Args:
         curves: points in the order of x; a curve of up to 3 points is drawn with dots.
     """
-    kept = {name: thinned([p for p in points if math.isfinite(p[1])]) for name, points in curves.items()}
-    kept = {name: points for name, points in kept.items() if points}
+    finite = {name: thinned([p for p in points if math.isfinite(p[1])]) for name, points in curves.items()}
+    kept = [(style, name, points) for style, (name, points) in enumerate(finite.items()) if points]
     if not kept:
         return None
-    x = _scale([p[0] for points in kept.values() for p in points], LEFT, RIGHT, margin=0.0)
-    y = _scale([p[1] for points in kept.values() for p in points], BOTTOM, TOP, margin=0.06)
-    drawn = [_curve(name, [(x(a), y(b)) for a, b in points], style) for style, (name, points) in enumerate(kept.items())]
-    summary = "; ".join(_in_words(name, points, x_label) for name, points in kept.items()) + "."
+    x = _scale([p[0] for _, _, points in kept for p in points], LEFT, RIGHT, margin=0.0)
+    y = _scale([p[1] for _, _, points in kept for p in points], BOTTOM, TOP, margin=0.06)
+    drawn = [_curve(name, [(x(a), y(b)) for a, b in points], style) for style, name, points in kept]
+    summary = "; ".join(_in_words(name, points, x_label) for _, name, points in kept) + "."
     return Chart(title, summary, x_label, y_label, x.ticks(6), y.ticks(5), curves=drawn)
 
 
-def bubble_chart(title: str, points: Sequence[tuple[str, float, float, float]], *, x_label: str, y_label: str) -> Chart | None:
-    """Return a scatter plot of (name, x, y, size), the circles' areas as the sizes, or None without points."""
+def bubble_chart(title: str, points: Sequence[Point], *, x_label: str, y_label: str) -> Chart | None:
+    """Return a scatter plot, or None without points."""
     if not points:
         return None
-    x = _scale([p[1] for p in points], LEFT, RIGHT, margin=0.16)
-    y = _scale([p[2] for p in points], BOTTOM, TOP, margin=0.18)
-    largest = max(p[3] for p in points) or 1.0
-    circles = [(name, x(a), y(b), round(LARGEST_RADIUS * math.sqrt(size / largest), 1)) for name, a, b, size in points]
-    labels = spread([c[2] for c in circles], LABEL_GAP)
-    bubbles = [_bubble(*circle, label_y, style) for style, (circle, label_y) in enumerate(zip(circles, labels, strict=True))]
-    summary = "; ".join(f"{name}: {a:,.4g} {x_label}, {b:,.4g} {y_label}" for name, a, b, _ in points) + "."
+    x = _scale([point.x for point in points], LEFT, RIGHT, margin=0.16)
+    y = _scale([point.y for point in points], BOTTOM, TOP, margin=0.2)
+    largest = max(point.size for point in points) or 1.0
+    circles = [Circle(p.name, p.kind, x(p.x), y(p.y), round(LARGEST_RADIUS * math.sqrt(p.size / largest), 1)) for p in points]
+    bubbles = place_labels(circles)
+    summary = "; ".join(f"{p.name}: {p.x:,.4g} {x_label}, {p.y:,.4g} {y_label}" for p in points) + "."
     return Chart(title, summary, x_label, y_label, x.ticks(6), y.ticks(5), bubbles=bubbles)
 
 
@@ -123,15 +159,33 @@ def thinned(points: Points, most: int = MOST_POINTS) -> Points:
     return [(_mean([p[0] for p in g]), _mean([p[1] for p in g])) for g in groups] + [points[-1]]
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Return the positions moved apart so that no two are closer than `gap`, in the same order and about the same place."""
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    placed: dict[int, float] = {}
-    previous = -math.inf
-    for i in order:
-        previous = placed[i] = max(positions[i], previous + gap)
-    shift = _mean([placed[i] - positions[i] for i in order]) if order else 0.0
-    return [round(placed[i] - shift, 1) for i in range(len(positions))]
+def place_labels(circles: Sequence[Circle]) -> list[Bubble]:
+    """Return the circles, each with its label where it covers least of the circles and of earlier labels."""
+    taken = [Box(c.x - c.radius, c.y - c.radius, c.x + c.radius, c.y + c.radius) for c in circles]
+    bubbles = []
+    for circle in circles:
+        best = min(_label_places(circle), key=lambda place: _cost(place[0], taken))
+        taken.append(best[0])
+        bubbles.append(Bubble(circle, round(best[1], 1), round(best[2], 1), best[3]))
+    return bubbles
+
+
+def _label_places(circle: Circle) -> list[tuple[Box, float, float, str]]:
+    """Return boxes right, left, above and below of a circle, with the text's x, baseline and anchor."""
+    _, _, x, y, radius = circle
+    width, side, half = LETTER_WIDTH * len(circle.name), radius + 5, LABEL_HEIGHT / 2
+    above, below = y - radius - half - 2, y + radius + half + 2
+    return [
+        (Box(x + side, y - half, x + side + width, y + half), x + side, y + 4, "start"),
+        (Box(x - side - width, y - half, x - side, y + half), x - side, y + 4, "end"),
+        (Box(x - width / 2, above - half, x + width / 2, above + half), x, above + 4, "middle"),
+        (Box(x - width / 2, below - half, x + width / 2, below + half), x, below + 4, "middle"),
+    ]
+
+
+def _cost(box: Box, taken: Sequence[Box]) -> float:
+    outside = max(LEFT - box.left, 0.0) + max(box.right - RIGHT - 20, 0.0) + max(box.bottom - BOTTOM, 0.0) + max(TOP - box.top, 0.0)
+    return sum(box.overlap(other) for other in taken) + LABEL_HEIGHT * outside
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -147,12 +201,6 @@ def _scale(values: Sequence[float], start: float, end: float, *, margin: float) 
 def _curve(name: str, points: Points, style: int) -> Curve:
     path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
     return Curve(name, path, points if len(points) <= 3 else [], style)
-
-
-def _bubble(name: str, x: float, y: float, radius: float, label_y: float, style: int) -> Bubble:
-    fits_right = x + radius + 6 + 7.5 * len(name) < RIGHT + 10
-    label_x = x + radius + 6 if fits_right else x - radius - 6
-    return Bubble(name, x, y, radius, round(label_x, 1), label_y, "start" if fits_right else "end", style)
 
 
 def _in_words(name: str, points: Points, x_label: str) -> str:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray_jobs.reporting.charts import bubble_chart
+from ray_jobs.reporting.charts import Chart, Point, bubble_chart
 from ray_jobs.reporting.numbers_in_words import NONE, number, percent, size
+from ray_jobs.reporting.sentences import NAMES, name
 
 Row = Mapping[str, Any]
 
@@ -27,20 +28,19 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 COLUMNS = (
-    Column("name", "Model", _text, numeric=False),
+    Column("name", "Model", name, numeric=False),
     Column("engine", "Engine", _text, numeric=False),
     Column("precision", "Precision", _text, numeric=False),
-    Column("device", "Device", _text, numeric=False),
     Column("size_bytes", "Size", size),
     Column("load_s", "Load", _milliseconds),
     Column("first_token_s", "First token", _milliseconds),
     Column("answer_p50_s", "Answer p50", _milliseconds),
     Column("answer_p95_s", "Answer p95", _milliseconds),
     Column("tokens_per_s", "Tokens/s", lambda value: number(value, 1)),
-    Column("nats", "Held-out loss", number),
-    Column("kl_nats", "KL to float32", number),
-    Column("agreement", "Same next token", lambda share: percent(share, 1)),
-    Column("threads", "Threads", number),
+    Column("speedup", "Speed", lambda ratio: NONE if ratio is None else f"{ratio:.2f}×"),
+    Column("loss_nats", "Held-out loss", lambda nats: number(nats, 3)),
+    Column("kl_nats", "KL to the student", lambda nats: number(nats, 4)),
+    Column("agreement", "Same token", lambda share: percent(share, 1)),
 )
 
 
@@ -50,17 +50,27 @@ def compression_view(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "columns": columns,
         "rows": [[column.write(row.get(column.key)) for column in columns] for row in rows],
-        "caption": "Measured on this run's machine; held-out loss and KL in nats per token, lower is better.",
+        "caption": _caption(rows),
         "chart": _chart(rows),
     }
 
 
-def _chart(rows: Sequence[Row]) -> Any:
+def _caption(rows: Sequence[Row]) -> str:
+    """Say where and how it was measured, as far as the rows tell."""
+    where = "; ".join(sorted({f"{row['device']}, {row['threads']} threads" for row in rows if row.get("device") and row.get("threads")}))
+    answers = sorted({f"{row['num_answers']} answers of {row['new_tokens']} tokens" for row in rows if row.get("num_answers")})
+    timed = f"Medians over {answers[0]}" + (f" on {where}. " if where else ". ") if answers else ""
+    return f"{timed}Held-out loss and KL in nats per token: lower is better. Speed is against the plain student."
+
+
+def _chart(rows: Sequence[Row]) -> Chart | None:
+    keys = ("tokens_per_s", "loss_nats", "size_bytes")
     points = [
-        (row["name"], row["tokens_per_s"], row["nats"], row["size_bytes"])
+        Point(
+            name(row["name"]), row["tokens_per_s"], row["loss_nats"], row["size_bytes"], row["name"] if row["name"] in NAMES else "student"
+        )
         for row in rows
-        if None not in (row.get("tokens_per_s"), row.get("nats"), row.get("size_bytes"))
+        if all(row.get(key) is not None for key in keys)
     ]
-    return bubble_chart(
-        "Speed, quality and size", points, x_label="tokens per second", y_label="held-out loss in nats per token; area: size on disk"
-    )
+    y_label = "held-out loss in nats per token; area: size on disk"
+    return bubble_chart("Speed, quality and size", points, x_label="tokens per second", y_label=y_label)

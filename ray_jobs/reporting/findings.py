@@ -30,13 +30,16 @@ def matches(comparisons: Iterable[Comparison]) -> list[Finding]:
     return found
 
 
-def agreements(comparisons: Iterable[Comparison]) -> list[Finding]:
+def agreements(comparisons: Iterable[Comparison], *, seed: int) -> list[Finding]:
     """Return, for each pair of models and each judge, the table of judge against similarity and Cohen's kappa.
 
     A question that either could not score is left out and counted in `left_out`. `decided` is the same without ties.
+
+    Args:
+        seed: of the bootstrap intervals.
     """
     groups = _grouped(comparisons, lambda row: (row.model_1, row.model_2, row.judge))
-    return [_agreement(model_1, model_2, judge, rows) for (model_1, model_2, judge), rows in groups if judge]
+    return [_agreement(model_1, model_2, judge, rows, seed) for (model_1, model_2, judge), rows in groups if judge]
 
 
 def _match(pair: tuple[str, str], judge: str | None, winners: list[Side]) -> Finding:
@@ -58,11 +61,11 @@ def _match(pair: tuple[str, str], judge: str | None, winners: list[Side]) -> Fin
     }
 
 
-def _agreement(model_1: str, model_2: str, judge: str, rows: list[Comparison]) -> Finding:
+def _agreement(model_1: str, model_2: str, judge: str, rows: list[Comparison], seed: int) -> Finding:
     by_judge = [_SECOND_IS_A[row.llm_winner] for row in rows]
     by_similarity = [_SECOND_IS_A[row.cos_winner] for row in rows]
-    full = agreement(by_judge, by_similarity)
-    decided = agreement(by_judge, by_similarity, labels=DECIDED)
+    full = agreement(by_judge, by_similarity, seed=seed)
+    decided = agreement(by_judge, by_similarity, labels=DECIDED, seed=seed)
     return {
         "model_1": model_1,
         "model_2": model_2,

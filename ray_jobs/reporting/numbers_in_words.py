@@ -13,9 +13,14 @@ def number(value: object, decimals: int | None = None) -> str:
     if not math.isfinite(value):
         return NONE
     if isinstance(value, int) or decimals is not None:
-        return f"{value:,.{decimals or 0}f}"
+        return _minus(f"{value:,.{decimals or 0}f}")
     digits = 3 - (math.floor(math.log10(abs(value))) if value else 0)
-    return f"{value:,.{min(max(digits, 0), 6)}f}"
+    return _minus(f"{value:,.{min(max(digits, 0), 6)}f}")
+
+
+def signed(value: float | None) -> str:
+    """Return a number with its sign and four decimals."""
+    return NONE if value is None else _minus(f"{value:+.4f}")
 
 
 def percent(share: float | None, decimals: int = 0) -> str:
@@ -49,3 +54,7 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
     return f"{hours}\u202fh {minutes_left:02d}\u202fmin" if hours else f"{minutes}\u202fmin {rest:02d}\u202fs"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\u2212")

@@ -35,7 +35,7 @@ def _environment() -> Environment:
         "p_value": words.p_value,
         "size": words.size,
         "duration": words.duration,
-        "signed": _signed,
+        "signed": words.signed,
         "plain": _plain,
         "groupby_pair": _by_pair,
     }
@@ -49,10 +49,6 @@ def _asset(name: str) -> Markup:
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _signed(value: float | None) -> str:
-    return words.NONE if value is None else f"{value:+.4f}".replace("-", "\u2212")
 
 
 def _plain(value: Any) -> str:

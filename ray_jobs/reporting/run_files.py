@@ -49,7 +49,12 @@ class RunFiles:
     @property
     def tie_band(self) -> float:
         """Largest difference of two cosines that counts as a tie; 0 before the judge stage."""
-        return float(self.manifests.get("judge", {}).get("tie_band", 0.0))
+        return float(self.manifests.get("judge", {}).get("similarity", {}).get("tie_band", 0.0))
+
+    @property
+    def seed(self) -> int:
+        """Seed of the bootstrap intervals: the judge stage's, so that both print the same figures."""
+        return int(self.manifests.get("judge", {}).get("settings", {}).get("run.seed", 0))
 
 
 def finished_stages(folder: RunFolder) -> list[str]:

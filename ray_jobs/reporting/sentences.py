@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ray_jobs.reporting.numbers_in_words import NONE, number, p_value
+from ray_jobs.reporting.numbers_in_words import NONE, number, p_value, percent
 
 SIGNIFICANCE = 0.05
 NAMES = {"base": "base", "teacher": "fine-tuned", "student": "student"}
@@ -26,7 +26,7 @@ def verdict_sentence(match: Mapping[str, Any]) -> str:
 def agreement_sentence(agreement: Mapping[str, Any]) -> str:
     """Return how far a judge and similarity agree on one pair."""
     return (
-        f"{_capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: the judge {agreement['judge']} and word-vector "
+        f"{_capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: the {agreement['judge']} judge and word-vector "
         f"similarity agree on {agreement['agreed']} of {agreement['num_questions']} questions (kappa {number(agreement['kappa'], 2)})."
     )
 
@@ -55,18 +55,27 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def judge_in_words(judge: str, settings: Mapping[str, Any]) -> str:
+def judge_in_words(judge: str, told: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Return what a judge is.
 
     Args:
+        told: what the judge stage says about it: `model`, `base_url`.
         settings: those of the judge stage, by dotted name.
     """
+    model = told.get("model", "a model that is not named")
     if judge == "coverage":
-        model = settings.get("judge.coverage_model", "a sentence encoder")
         return (
             f"An offline judge, not a language model. It splits the sample answer into its statements and measures with {model} "
             f"which of them each answer covers (cosine from {settings.get('judge.coverage_threshold', NONE)}). It sees what is said, "
             "not whether the rest is true."
         )
-    endpoint = settings.get("judge.openai.base_url") or "the provider's default endpoint"
-    return f"The language model {settings.get('judge.openai.model', judge)} at {endpoint}, asked in both orders of each pair."
+    endpoint = told.get("base_url") or "its provider's default endpoint"
+    return f"The model that answers to the name {model} at {endpoint}, asked in both orders of each pair of answers."
+
+
+def power_sentence(match: Mapping[str, Any]) -> str:
+    """Return how many decided questions would show the win rate that was seen."""
+    return (
+        f"{_capital(name(match['model_1']))} against {name(match['model_2'])}, {match['measure']}: a true win rate of "
+        f"{percent(match['win_rate'])} would show with about {number(match['questions_needed'])} decided questions."
+    )

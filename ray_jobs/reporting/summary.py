@@ -14,7 +14,7 @@ OWN_FACTS = {"stage", "id", "settings", "inputs", "seconds", "driver_peak_bytes"
 
 def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
     """Return the report as JSON values; `answer` is its first sentence, `sentences` are those that follow."""
-    found, agreed = matches(comparisons), agreements(comparisons)
+    found, agreed = matches(comparisons), agreements(comparisons, seed=run.seed)
     sentences = _sentences(run, found, agreed)
     return {
         "schema_version": SCHEMA_VERSION,

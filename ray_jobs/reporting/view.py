@@ -11,10 +11,14 @@ from ray_jobs.reporting.compression_view import compression_view
 from ray_jobs.reporting.findings import SCORED
 from ray_jobs.reporting.numbers_in_words import number, percent, size
 from ray_jobs.reporting.run_files import Rows, RunFiles
-from ray_jobs.reporting.sentences import NAMES, judge_in_words, name
+from ray_jobs.reporting.sentences import NAMES, judge_in_words, name, power_sentence
 
 Items = list[tuple[str, Any]]
 TERMS = {"kl": "KL to the teacher", "ce": "cross-entropy"}
+SIMILARITY_IN_WORDS = (
+    "The cosine of the mean word vectors of an answer and its sample answer. It sees which words are used, not whether the sentence "
+    "is right. Its scale is narrow: compare the means below, and read each difference with its margin."
+)
 LOSSES = (
     ("finetune", "Fine-tuning: base, then fine-tuned", "base_nats", "teacher_nats"),
     ("distill", "Distillation: the student's KL to the teacher", "kl_before_nats", "kl_after_nats"),
@@ -33,6 +37,7 @@ def page_context(run: RunFiles, summary: Mapping[str, Any], comparisons: Iterabl
         "missing": run.missing,
         "outdated": run.outdated,
         "matches": summary["matches"],
+        "power": [power_sentence(match) for match in summary["matches"] if match["questions_needed"]],
         "agreement": [_agreement(item, pairs_of(run)) for item in summary["agreement"]],
         "judges": [_judge(judge, run) for judge in summary["judges"]],
         "similarity": _similarity(run),
@@ -91,35 +96,43 @@ def _agreement(item: Mapping[str, Any], pairs: list[tuple[str, str]]) -> dict[st
 
 
 def _judge(judge: Mapping[str, Any], run: RunFiles) -> dict[str, Any]:
-    settings = run.manifests.get("judge", {}).get("settings", {})
+    manifest = run.manifests["judge"]
+    told: Mapping[str, Any] = next((entry for entry in manifest.get("judges", []) if entry["name"] == judge["judge"]), {})
     facts: Items = [
-        ("Verdicts", f"{number(judge['verdicts'])} over {number(judge['pairs'])} pairs of answers"),
+        ("Verdicts", f"{number(judge['verdicts'])} over {number(judge['pairs'])} pairs of answers, each in both orders"),
         ("Not scored", number(judge["unscored"])),
         ("Same winner in both orders", percent(judge["consistent_share"])),
-        ("Rubric (hash)", ", ".join(sha[:12] for sha in judge["rubric_sha"])),
+        ("Rubric (hash)", ", ".join(judge["rubric_sha"])),
     ]
     if judge["prompt_tokens"]:
         facts.append(("Tokens read and written", f"{number(judge['prompt_tokens'])} and {number(judge['completion_tokens'])}"))
         cost = judge["cost_usd"]
         facts.append(("Cost", "unknown (no price in the config)" if cost is None else f"{cost:.2f} USD"))
-    return {"name": judge["judge"], "kind": judge_in_words(judge["judge"], settings), "facts": facts}
+    return {"name": judge["judge"], "kind": judge_in_words(judge["judge"], told, manifest["settings"]), "facts": facts}
 
 
 def _similarity(run: RunFiles) -> dict[str, Any] | None:
     if not run.similarities:
         return None
-    unknown = [row["oov_share"] for row in run.similarities]
+    told = run.manifests["judge"].get("similarity", {})
     facts: Items = [
-        ("Word vectors", run.manifests["judge"]["settings"].get("judge.vectors")),
-        ("Differences up to this count as a tie", number(run.tie_band)),
-        ("Answers without a score", number(sum(row["cosine"] is None for row in run.similarities))),
-        ("Words without a vector, mean", percent(sum(unknown) / len(unknown))),
+        ("Word vectors", told.get("vectors")),
+        ("Mean cosine to the question's own sample answer", number(told.get("right_mean"), 4)),
+        ("Mean cosine to other questions' sample answers", number(told.get("wrong_mean"), 4)),
+        ("Differences up to this count as a tie", number(run.tie_band, 5)),
+        ("Answers without a score", f"{sum(row['cosine'] is None for row in run.similarities)} of {len(run.similarities)}"),
+        *_unknown_words(run),
     ]
-    kind = (
-        "The cosine of the mean word vectors of an answer and its sample answer. It sees which words are used, not whether the "
-        "sentence is right; small differences say little, so each stands with its margin."
-    )
-    return {"kind": kind, "facts": facts}
+    return {"kind": SIMILARITY_IN_WORDS, "facts": facts}
+
+
+def _unknown_words(run: RunFiles) -> Items:
+    """Share of words without a vector by the question's language: English vectors know hardly any German words."""
+    language_of = {question["question_id"]: question["language"] for question in run.questions}
+    shares: dict[str, list[float]] = {}
+    for row in run.similarities:
+        shares.setdefault(language_of.get(row["question_id"], "?"), []).append(row["oov_share"])
+    return [(f"Words without a vector, language {key}", percent(sum(found) / len(found))) for key, found in sorted(shares.items())]
 
 
 def _losses(losses: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

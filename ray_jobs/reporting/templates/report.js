@@ -78,9 +78,9 @@
     question.lang = q.language;
     asked.append(question, element("span", "tags", [q.topic.replaceAll("_", " "), q.language].filter(Boolean).join(" · ")));
     const judge = element("span", "says");
-    judge.append(badge(now.pair, judged.winner));
+    judge.append(element("span", "by", "Judge: "), badge(now.pair, judged.winner));
     const cosine = element("span", "says");
-    cosine.append(badge(now.pair, met.cos_winner));
+    cosine.append(element("span", "by", "Similarity: "), badge(now.pair, met.cos_winner));
     if (met.margin !== null) cosine.append(element("span", "margin", ` by ${Math.abs(met.margin).toFixed(4)}`));
     if (apart(judged, met)) cosine.append(element("span", "apart", "contradicts the judge"));
     node.append(element("span", "ordinal", String(q.ordinal)), asked, judge, cosine);
@@ -118,7 +118,7 @@
     node.append(answers);
     const reasons = element("div", "reasons");
     for (const [name, judged] of Object.entries(met.judged)) {
-      const title = element("h4", "", `What the judge ${name} says: `);
+      const title = element("h4", "", `What the ${name} judge says: `);
       title.append(badge(now.pair, judged.winner));
       reasons.append(title, prose(judged.explanation || "No explanation given."));
       if (judged.note) reasons.append(element("p", "note", judged.note));
@@ -155,7 +155,7 @@
     for (const [field, heads] of [["judged", "judge"], ["cosine", "similarity"]]) {
       form[field].options[1].textContent = data.models[now.pair.model_1];
       form[field].options[2].textContent = data.models[now.pair.model_2];
-      document.getElementById("head-" + heads).textContent = heads === "judge" ? `Judge ${now.judge || ""} prefers` : "Similarity prefers";
+      document.getElementById("head-" + heads).textContent = heads === "judge" ? now.judge ? `${now.judge} judge prefers` : "Judge prefers" : "Similarity prefers";
     }
     list.replaceChildren();
     shown = 0;
