@@ -70,6 +70,7 @@ def _start(address: str | None) -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = START_TIMEOUT_S
+    logging.getLogger("ray.data").setLevel(level)
 
 
 def require(what: str, bundle: dict[str, float], count: int = 1) -> None:
