@@ -1,5 +1,6 @@
 """Text as one writes it: Unicode NFC, plain spaces, whole words, no page furniture."""
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -11,6 +12,7 @@ _HYPHENATED = re.compile(r"(?<=[^\W\d_])-\n(?=[a-zà-öø-ÿ])")
 _EDGE_LINES = 2
 _REPEATED_SHARE = 0.5
 _MIN_PAGES = 3
+_FULL_LINE = 0.8
 
 
 def normalise(text: str) -> str:
@@ -51,9 +53,14 @@ def _repeated_edges(lines_of: list[list[str]]) -> set[str]:
 
 
 def _without_edges(lines: list[str], repeated: set[str]) -> list[str]:
-    edges = {*range(_EDGE_LINES), *range(len(lines) - _EDGE_LINES, len(lines))}
-    furniture = {i for i in edges if 0 <= i < len(lines) and (_key(lines[i]) in repeated or _PAGE_NUMBER.fullmatch(lines[i]))}
-    return [line for i, line in enumerate(lines) if i not in furniture]
+    """Peel furniture off both ends; what stands behind the first line of text is text."""
+
+    def peel(outer: list[str]) -> int:
+        is_furniture = (_key(line) in repeated or _PAGE_NUMBER.fullmatch(line) for line in outer[:_EDGE_LINES])
+        return len(list(itertools.takewhile(bool, is_furniture)))
+
+    kept = lines[peel(lines) :]
+    return kept[: len(kept) - peel(kept[::-1])]
 
 
 def _key(line: str) -> str:
@@ -61,11 +68,11 @@ def _key(line: str) -> str:
 
 
 def _flow(text: str) -> str:
-    """Join a line to the next unless it ends a sentence short of the usual width: extracted PDFs keep no empty lines."""
+    """Join lines to paragraphs; one ends with a sentence whose last line is short, as extracted PDFs keep no empty lines."""
     lines = text.split("\n")
-    width = max(map(len, lines), default=0)
-    joined = ""
+    full = _FULL_LINE * max(map(len, lines), default=0)
+    pieces = []
     for line in lines:
-        ends_paragraph = joined.endswith((".", "!", "?", ":")) and len(joined.rpartition("\n")[2]) % max(width, 1) < 0.8 * width
-        joined += ("\n\n" if ends_paragraph else " ") + line if joined else line
-    return joined
+        ends = line.endswith((".", "!", "?", ":")) and len(line) < full
+        pieces += [line, "\n\n" if ends else " "]
+    return "".join(pieces)
