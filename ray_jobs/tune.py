@@ -42,7 +42,7 @@ def check(config: Config) -> None:
     """Refuse what cannot become a sweep.
 
     Raises:
-        ConfigError: the space or metric is not the job's, or every point would be tried twice.
+        ConfigError: the space or metric is not the job's, or each point would be tried twice.
     """
     from tune_spaces.search import repeats
 
@@ -58,11 +58,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     A sweep that its time budget ended is not finished: the same command goes on with the trials that are left.
 
     Raises:
+        ConfigError: as `check`, or nothing is held out to compare trials by.
         TrainingFailed: no trial gave a result.
     """
     check(config)
     sweep = SWEEPS[config.tune.job]
     run_folder = RunFolder(config)
+    if not run_folder.finished("prepare")["counts"]["eval_rows"]:
+        raise ConfigError("nothing was held out to compare trials by: prepare the course with [data] eval_share above 0")
     stage = run_folder.stage("tune", sections=[*sweep.sections, *OWN_FIELDS], after=sweep.after, force=force)
     if stage.manifest:
         say("tune: done already")
@@ -117,7 +120,7 @@ def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str,
             max_concurrent=min(settings.max_concurrent_trials, capacity(workers.bundle) // workers.num_workers),
             time_budget_s=settings.time_budget_s,
             folder=folder.root,
-            filesystem=folder.fs,
+            filesystem=None if folder.is_local else folder.fs,
             on_end=on_end,
         )
         folder.delete("ray")

@@ -23,7 +23,7 @@ def search(
     max_concurrent: int,
     time_budget_s: float,
     folder: str,
-    filesystem: Any,
+    filesystem: Any = None,
     on_end: Callable[[Point, str], None],
 ) -> list[tuple[Point, str]]:
     """Run a trial for each point and return (point, reason) of those started; the reason is "" unless it failed.
@@ -31,7 +31,7 @@ def search(
     Walks every grid and draws the rest (Bergstra and Bengio 2012, JMLR 13); equal seeds give equal points.
 
     Args:
-        folder: where Ray Tune keeps its own state, within `filesystem`; every node must reach it.
+        folder: where Ray Tune keeps its own state, within `filesystem` (None: the local one); every node must reach it.
         on_end: called after each trial with its point and reason.
     """
     outcomes = Outcomes(on_end)

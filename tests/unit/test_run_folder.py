@@ -80,7 +80,7 @@ def test_force_starts_anew_and_leaves_nothing_of_before(tmp_path):
 
 def test_a_stage_needs_those_before_it(tmp_path):
     prepare(run_folder(tmp_path))  # begun, not finished
-    with pytest.raises(StageMissing, match="'prepare' has not finished.*raystill prepare"):
+    with pytest.raises(StageMissing, match=r"'prepare' has not finished.*raystill prepare"):
         finetune(run_folder(tmp_path))
     assert not (tmp_path / "r" / "finetune").exists()
 

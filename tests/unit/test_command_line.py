@@ -1,0 +1,81 @@
+"""What `raystill` promises a shell: light help, exit codes, one line for what is wrong, nothing half-written."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ray_jobs.__main__ import JOBS, OTHER, main
+
+HEAVY = ("torch", "ray", "transformers", "pandas", "scipy", "pyarrow", "numpy", "pydantic")
+
+
+def fresh_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_help_imports_nothing_heavy_and_lists_every_job():
+    code = "import sys\nfrom ray_jobs.__main__ import main\ntry:\n    main(['--help'])\nfinally:\n    print('loaded:', *sys.modules)"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    help_text, _, loaded = text.rpartition("loaded:")
+    assert not set(HEAVY) & set(loaded.split())
+    assert all(f"\n  {name} " in help_text for name in JOBS | OTHER)
+
+
+def test_help_answers_within_about_half_a_second():
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "ray_jobs", "--help"], capture_output=True, timeout=60, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.6, seconds
+
+
+def test_no_verb_imports_anything_heavy_before_it_runs():
+    code = (
+        "import importlib, sys\n"
+        f"for job in {[{'run': 'pipeline'}.get(job, job) for job in [*JOBS, 'submit']]}:\n"
+        "    importlib.import_module(f'ray_jobs.{job}')\n"
+        "print(*sys.modules)"
+    )
+    assert not {"torch", "ray", "transformers", "pandas", "scipy", "matplotlib"} & set(fresh_python(code).split())
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(f'[run]\nname = "a"\nstorage = "{tmp_path}/runs"\n')
+    return str(path)
+
+
+def test_an_earlier_stage_that_is_missing_is_one_line_and_exit_code_2(config, capsys, tmp_path):
+    assert main(["finetune", config]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("raystill: stage 'prepare' has not finished")
+    assert len(printed.err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_config_is_one_line_and_exit_code_2_and_writes_nothing(config, capsys, tmp_path):
+    assert main(["prepare", config, "--finetune.lora.rnk", "3"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "raystill: unknown config key 'finetune.lora.rnk': did you mean 'rank'?\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["prepare"], ["dance", "run.toml"], ["submit", "prepare", "run.toml"], ["jobs"], ["jobs", "dance"]])
+def test_what_is_no_command_is_exit_code_2(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: raystill" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["submit", "--help"], ["jobs", "--help"], ["jobs", "logs", "--help"], ["--version"]])
+def test_every_command_explains_itself(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    assert "raystill" in capsys.readouterr().out
