@@ -1,7 +1,8 @@
 """The numbers that decide a training run, and the learning rate of each step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,12 @@ class Recipe:
     checkpoint_every_steps: int = 10
     log_every_steps: int = 1
     seed: int = 0
+
+    @classmethod
+    def of(cls, section: dict[str, Any], *, seed: int) -> "Recipe":
+        """Return the recipe in a config section's fields; those that are no part of it are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in section.items() if key in known}, seed=seed)
 
     def num_steps(self, num_rows: int) -> int:
         """Return the optimizer steps: `max_steps`, or so many passes over the rows; at least 1."""

@@ -1,0 +1,52 @@
+"""Hold this process to its memory limit, and say how much it used.
+
+The limit is RLIMIT_DATA: an allocation past it fails inside the process, which then ends with one clear error while
+the node and its other workers live on. (RLIMIT_AS counts what is only reserved, and makes Ray's own threads spin.)
+"""
+
+import contextlib
+import resource
+from collections.abc import Iterator
+
+import psutil
+
+from ray_jobs.core.errors import MemoryLimitExceeded
+
+_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def memory_limit(limit_bytes: int, *, rank: int = 0) -> Iterator[None]:
+    """Hold this process to a limit for as long as the block lasts.
+
+    Args:
+        limit_bytes: resident memory it may reach.
+        rank: which worker this is, for the message.
+
+    Raises:
+        MemoryLimitExceeded: an allocation in the block went past the limit.
+    """
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    now = psutil.Process().memory_info()
+    unused = max(0, now.data - now.rss)  # thread stacks and the like: reserved, and counted, but never touched
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + unused, hard))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryLimitExceeded) or not _is_about_memory(error):
+            raise
+        raise MemoryLimitExceeded(
+            f"worker {rank} needs more than its {limit_bytes / 2**30:.2f} GiB of memory (peak {peak_bytes() / 2**30:.2f} GiB): "
+            "raise [workers] memory, lower micro_batch_size or data.max_length, set gradient_checkpointing, or use method qlora"
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+def _is_about_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
