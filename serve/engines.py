@@ -6,6 +6,9 @@ Shapes: B sequences still generating, T positions so far, V vocabulary.
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from ray_jobs.core.models import resolve_model
+from ray_jobs.core.storage import local_folder
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +40,28 @@ class Engine(Protocol):
         """Yield pieces of text as they come, then the whole completion; closing the iterator stops the work."""
 
 
+def open_engine(
+    model: str, *, adapter: str | None = None, dtype: str = "auto", device: str = "auto", num_threads: int | None = None
+) -> "TransformersEngine":
+    """Return an engine of a model by its name, fetched to this machine where it is elsewhere.
+
+    Args:
+        model: as `resolve_model` takes it: a built-in name, a folder, a GGUF file, a URI or a hub id.
+        adapter: path or URI of the adapter folder to merge.
+
+    Raises:
+        ModelError: nothing usable under that name.
+    """
+    folder = str(resolve_model(model))
+    merged = str(local_folder(adapter)) if adapter else None
+    return TransformersEngine(folder, adapter=merged, dtype=dtype, device=device, num_threads=num_threads)
+
+
+def unsent(text: str, sent: str) -> str:
+    """Return what of `text` can go out after `sent`: nothing while its last character lacks tokens."""
+    return "" if text.endswith(REPLACEMENT) else text[len(sent) :]
+
+
 class TransformersEngine:
     """A Hugging Face model as an engine: left-padded batches that shrink as rows finish.
 
@@ -53,7 +78,9 @@ class TransformersEngine:
     ):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         if num_threads:
             torch.set_num_threads(num_threads)
         if device == "auto":
@@ -103,11 +130,10 @@ class TransformersEngine:
         sent = ""
         for _, new in self._decode(encoded, max_new_tokens, sampling_temperature, seed):
             tokens += new
-            text = self._text(tokens)
-            # a character of several tokens decodes to a replacement until its last token is there
-            if len(text) > len(sent) and not text.endswith(REPLACEMENT):
-                yield text[len(sent) :]
-                sent = text
+            piece = unsent(self._text(tokens), sent)
+            if piece:
+                yield piece
+                sent += piece
         completion = self._completion(tokens, encoded["input_ids"].shape[1])
         if completion.text != sent:
             yield completion.text[len(sent) :]
@@ -188,5 +214,6 @@ def _dtype(name: str, device: str) -> "torch.dtype":
     if name != "auto":
         return getattr(torch, name)
     if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32

@@ -11,7 +11,7 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_jobs import __version__
 from ray_jobs.core.config import Config
@@ -21,6 +21,15 @@ from ray_jobs.core.storage import Storage
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "gensim", "openvino", "onnxruntime", "pyarrow")
 FOLDERS = {"answer": "answers"}
+MODEL_STAGES = {"base": [], "teacher": ["finetune"], "student": ["distill"]}
+"""The stages that make each of a run's models."""
+
+
+class ModelSource(NamedTuple):
+    """Where a run's model is: a name for `resolve_model`, and the PEFT adapter folder to merge into it."""
+
+    model: str
+    adapter: str | None = None
 
 
 class Stage:
@@ -88,6 +97,13 @@ class RunFolder:
                 f"stage {stage!r} has not finished in {self.storage.uri}: run `raystill {stage} CONFIG` or `raystill run CONFIG` first"
             )
         return folder.read_json("manifest.json")
+
+    def model(self, name: str) -> ModelSource:
+        """Return the source of the base, the teacher or the student; their stages need not have finished."""
+        if name == "student":
+            return ModelSource(f"{self.folder('distill').uri}/student")
+        adapter = f"{self.folder('finetune').uri}/adapter" if name == "teacher" else None
+        return ModelSource(self.config.teacher.model, adapter)
 
     def stage(self, name: str, *, sections: list[str], after: list[str], force: bool, facts: dict[str, Any] | None = None) -> Stage:
         """Return a stage ready to work in, or finished already (`stage.manifest`).

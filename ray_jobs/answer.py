@@ -1,0 +1,196 @@
+"""questions -> answers of each model (Ray Data, batched generation, one model load an actor)."""
+
+import functools
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.core.cluster import connect, require
+from ray_jobs.core.config import Config
+from ray_jobs.core.errors import ConfigError, DataError, JobError
+from ray_jobs.core.progress import Bar, say
+from ray_jobs.core.records import Answer, content_id
+from ray_jobs.core.run_folder import MODEL_STAGES, RunFolder
+from ray_jobs.core.storage import Storage
+from ray_jobs.corpus.ray_data import each
+from ray_jobs.corpus.template import chat_messages
+
+if TYPE_CHECKING:
+    from serve.engines import Completion, Engine
+
+PARTS = "parts"
+Row = dict[str, Any]
+
+
+def check(config: Config) -> None:
+    """Refuse at once what could only fail later.
+
+    Raises:
+        ConfigError: no model is to answer.
+        DataError: there are no questions.
+    """
+    if not config.answer.models:
+        raise ConfigError("[answer] models = []: name at least one of base, teacher, student")
+    if config.data.questions is None and not config.run.stages_from:
+        raise DataError("[data] questions is not set: give a file of evaluation questions with `question` and `reference`")
+
+
+def run(config: Config, *, force: bool) -> dict[str, Any]:
+    """Answer the run's questions with each model and return the stage's manifest.
+
+    Raises:
+        StageMissing: the questions or a model are not there yet.
+        DataError: the run has no questions.
+        JobError: a model answered no question at all.
+    """
+    check(config)
+    folder, section = RunFolder(config), config.answer
+    models = list(dict.fromkeys(section.models))
+    needed = ["prepare", *(stage for model in models for stage in MODEL_STAGES[model])]
+    deciding = ["models", "max_new_tokens", "sampling_temperature", "batch_size", "dtype"]
+    sections = ["teacher", "data.system_prompt", *(f"answer.{field}" for field in deciding)]
+    for stage_name in needed:
+        folder.finished(stage_name)
+    questions = folder.folder("prepare").read_jsonl("questions.jsonl")
+    if not questions:
+        raise DataError("the run has no questions: set [data] questions and run `raystill prepare CONFIG --force`")
+    stage = folder.stage("answer", sections=sections, after=needed, force=force)
+    if stage.manifest:
+        say("answer: done already")
+        return stage.manifest
+    batches = make_batches(questions, size=section.batch_size, system_prompt=config.data.system_prompt, seed=config.run.seed)
+    with connect():
+        require("answer", config.workers.bundle, section.num_actors)
+        counts = {model: _answer(config, model, folder, stage.folder, batches) for model in models}
+    manifest = stage.finish(counts=counts, headline=_headline(counts), next="raystill judge CONFIG")
+    stage.folder.delete(PARTS)
+    return manifest
+
+
+def make_batches(questions: list[Row], *, size: int, system_prompt: str, seed: int) -> list[Row]:
+    """Return the work in batches of questions of similar length, which pad little.
+
+    The batches of a run never change: in low precision an answer may depend on what it is batched with.
+
+    Args:
+        questions: rows of questions.jsonl.
+        seed: of the run; each batch samples with its own.
+    """
+    ordered = sorted(questions, key=lambda row: (len(row["question"]), row["question_id"]))
+    chats = [{"question_id": row["question_id"], "chat": chat_messages(row["question"], system_prompt)} for row in ordered]
+    starts = range(0, len(chats), size)
+    return [{"number": n, "seed": seed * 10**6 + n, "chats": chats[start : start + size]} for n, start in enumerate(starts)]
+
+
+class AnswerBatch:
+    """Ray Data worker: one model, loaded once; batches of chats in, answers out.
+
+    Args:
+        make_engine: loads the model, on the worker.
+        model: its name in the run.
+        max_new_tokens: longest answer.
+        sampling_temperature: 0 is greedy.
+    """
+
+    def __init__(self, *, make_engine: Callable[[], "Engine"], model: str, max_new_tokens: int, sampling_temperature: float):
+        self._engine = make_engine()
+        self._model = model
+        self._options = {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
+
+    def __call__(self, batch: Row) -> Row:
+        """Return {"number", "peak_bytes", "answers": Answer rows}; `latency_s` is the batch's seconds over its rows."""
+        began = time.monotonic()
+        chats = [item["chat"] for item in batch["chats"]]
+        completions = self._generate(chats, batch["seed"])
+        latency_s = (time.monotonic() - began) / len(chats)
+        answers = [self._row(item["question_id"], made, latency_s) for item, made in zip(batch["chats"], completions, strict=True)]
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"number": batch["number"], "peak_bytes": peak_bytes, "answers": answers}
+
+    def _generate(self, chats: list[Any], seed: int) -> "list[Completion | Exception]":
+        """One bad chat fails its batch, so a failed batch goes on chat by chat."""
+        try:
+            return list(self._engine.generate(chats, seed=seed, **self._options))
+        except (ValueError, RuntimeError, MemoryError) as error:
+            return [error] if len(chats) == 1 else [self._generate([chat], seed)[0] for chat in chats]
+
+    def _row(self, question_id: str, made: "Completion | Exception", latency_s: float) -> Row:
+        failed = isinstance(made, Exception)
+        facts = {"text": "", "finish_reason": "error", "error": f"{type(made).__name__}: {made}"} if failed else made._asdict()
+        answer_id = content_id(question_id, self._model, facts["text"])
+        row = Answer(answer_id=answer_id, question_id=question_id, model=self._model, latency_s=round(latency_s, 4), **facts)
+        return row.model_dump()
+
+
+def _answer(config: Config, model: str, folder: RunFolder, results: Storage, batches: list[Row]) -> Row:
+    """Answer with one model, batch by batch, each kept as it comes; write its table and return its counts."""
+    parts = results.sub(PARTS)
+    missing = [batch for batch in batches if not parts.exists(_part(model, batch))]
+    total = sum(len(batch["chats"]) for batch in batches)
+    done = total - sum(len(batch["chats"]) for batch in missing)
+    pool = {"bundle": config.workers.bundle, "num_workers": config.answer.num_actors}
+    with Bar(f"answer {model}", "answer") as bar:
+        bar(done, total)
+        for result in each(missing, AnswerBatch, _worker_arguments(config, model, folder), **pool):
+            parts.write_json(_part(model, result), result)
+            done += len(result["answers"])
+            bar(done, total)
+    made = [parts.read_json(_part(model, batch)) for batch in batches]
+    counts = _count(made)
+    if counts["error"] == total:
+        results.delete(PARTS)
+        raise JobError(f"{model} answered none of {total} questions; the first error: {made[0]['answers'][0]['error']}")
+    results.write_parquet(f"{model}.parquet", _in_question_order(folder, made))
+    return counts
+
+
+def _worker_arguments(config: Config, model: str, folder: RunFolder) -> Row:
+    from serve.engines import open_engine
+
+    source, section, workers = folder.model(model), config.answer, config.workers
+    make_engine = functools.partial(
+        open_engine,
+        source.model,
+        adapter=source.adapter,
+        dtype=section.dtype,
+        device="cuda" if workers.gpus else "cpu",
+        num_threads=max(1, int(workers.cpus)),
+    )
+    return {
+        "make_engine": make_engine,
+        "model": model,
+        "max_new_tokens": section.max_new_tokens,
+        "sampling_temperature": section.sampling_temperature,
+    }
+
+
+def _part(model: str, batch: Row) -> str:
+    return f"{model}-{batch['number']:05d}.json"
+
+
+def _in_question_order(folder: RunFolder, results: list[Row]) -> list[Row]:
+    rows = {row["question_id"]: row for result in results for row in result["answers"]}
+    return [rows[question["question_id"]] for question in folder.folder("prepare").read_jsonl("questions.jsonl")]
+
+
+def _count(made: list[Row]) -> Row:
+    rows = [row for result in made for row in result["answers"]]
+    reasons = Counter(row["finish_reason"] for row in rows)
+    tokens, seconds = sum(row["completion_tokens"] for row in rows), sum(row["latency_s"] for row in rows)
+    return {
+        "answers": len(rows),
+        **{reason: reasons[reason] for reason in ("stop", "length", "error")},
+        "completion_tokens": tokens,
+        "actor_seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
+        "peak_bytes": max(result["peak_bytes"] for result in made),
+    }
+
+
+def _headline(counts: dict[str, Row]) -> list[str]:
+    each_model = ", ".join(f"{model} {count['tokens_per_s']:.0f}" for model, count in counts.items() if count["tokens_per_s"])
+    total = sum(count["answers"] for count in counts.values())
+    failed = sum(count["error"] for count in counts.values())
+    return [f"answer: {total} answers, {failed} failed; tokens a second of an actor: {each_model}"]
