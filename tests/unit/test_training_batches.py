@@ -1,0 +1,99 @@
+"""Packed rows and the micro-batches of a step."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ray_jobs.core.errors import DataError
+from ray_jobs.training.batches import IGNORE, PackedRows, collate, eval_batches, step_batches, step_rows
+
+
+def write_rows(folder, segments, columns=("input_ids", "labels", "segment_lengths")):
+    """Write one packed row for each list of segment lengths; row i holds tokens 1000 i, 1000 i + 1, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, lengths in enumerate(segments):
+        tokens = list(range(1000 * i, 1000 * i + sum(lengths)))
+        labels = [IGNORE if n == 0 else token for length, start in zip(lengths, np.cumsum([0, *lengths]), strict=False)
+                  for n, token in enumerate(tokens[start : start + length])]
+        row = {"row_id": str(i), "input_ids": tokens, "labels": labels, "segment_lengths": list(lengths)}
+        rows.append({key: row[key] for key in ("row_id", *columns)})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "part-0.parquet")
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return PackedRows(write_rows(tmp_path / "train", [(3, 2), (4,), (1, 1, 3), (5,), (2, 2), (3,), (6,)]))
+
+
+def first_tokens(batches):
+    counted = [batch for batch in batches]
+    return sorted(int(ids[0]) for b in counted for ids, labels in zip(b.input_ids_BT, b.labels_BT, strict=True) if (labels != IGNORE).any())
+
+
+def test_position_ids_restart_at_each_segment(rows):
+    assert rows[0].position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert rows[2].position_ids.tolist() == [0, 0, 0, 1, 2]
+
+
+def test_padding_is_a_segment_of_its_own_that_counts_nothing(rows):
+    batch = collate([rows[1], rows[6]])
+    assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 3, 0, 1]
+    assert batch.labels_BT[0].tolist() == [IGNORE, 1001, 1002, 1003, IGNORE, IGNORE]
+    assert batch.num_valid == 3 + 5
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_a_step_has_the_same_rows_for_any_workers_and_micro_batches(rows, world_size, micro_batch_size):
+    for step in range(4):
+        shares = [
+            step_batches(rows, step=step, seed=7, global_batch_size=4, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        assert len({len(share) for share in shares}) == 1  # equally many, else workers would wait for each other for ever
+        seen = first_tokens([batch for share in shares for batch in share])
+        assert seen == sorted(1000 * i for i in step_rows(len(rows), step=step, seed=7, global_batch_size=4))
+
+
+def test_each_epoch_sees_each_row_once_in_another_order(rows):
+    drawn = [i for step in range(7) for i in step_rows(7, step=step, seed=0, global_batch_size=3)]
+    epochs = [drawn[n : n + 7] for n in (0, 7, 14)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_evaluation_sees_each_row_once_even_with_more_workers_than_rows(rows):
+    for world_size in (1, 3, 9):
+        shares = [list(eval_batches(rows, micro_batch_size=2, rank=rank, world_size=world_size)) for rank in range(world_size)]
+        assert all(shares)
+        assert first_tokens([batch for share in shares for batch in share]) == [1000 * i for i in range(7)]
+
+
+def test_num_tokens_counts_rows(rows):
+    assert rows.num_tokens([0, 6]) == 11
+
+
+def test_a_folder_without_rows_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no packed rows"):
+        PackedRows(tmp_path)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    folder = write_rows(tmp_path / "train", [(3,)], columns=("input_ids", "labels"))
+    with pytest.raises(DataError, match="segment_lengths"):
+        PackedRows(folder)
+
+
+def test_segments_that_do_not_sum_up_are_refused(tmp_path):
+    row = {"input_ids": [1, 2, 3], "labels": [IGNORE, 2, 3], "segment_lengths": [2]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="packed row 0"):
+        PackedRows(tmp_path)[0]
+
+
+def test_batches_are_int64(rows):
+    assert collate([rows[0]]).input_ids_BT.dtype == torch.int64

@@ -1,0 +1,35 @@
+"""The memory limit of one process."""
+
+import pickle
+import resource
+
+import pytest
+import torch
+
+from ray_jobs.core.errors import MemoryLimitExceeded, TrainingFailed
+from ray_jobs.training.memory import memory_limit, peak_bytes
+
+
+def test_an_allocation_past_the_limit_ends_in_one_line_and_leaves_the_process_unharmed():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(MemoryLimitExceeded, match="worker 3 needs more than its .* GiB.*raise \\[workers\\] memory") as caught:
+        with memory_limit(peak_bytes() + 100 * 2**20, rank=3):
+            torch.ones(2**29)  # 2 GiB
+    assert "\n" not in str(caught.value)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert torch.ones(2**20).sum() == 2**20
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), MemoryLimitExceeded)
+
+
+def test_work_within_the_limit_passes():
+    with memory_limit(peak_bytes() + 2**30):
+        assert torch.ones(2**20).sum() == 2**20
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(TrainingFailed, match="lower learning_rate"):
+        with memory_limit(peak_bytes() + 2**30):
+            raise TrainingFailed("lower learning_rate")
+    with pytest.raises(RuntimeError, match="shapes"):
+        with memory_limit(peak_bytes() + 2**30):
+            raise RuntimeError("shapes do not fit")
