@@ -1,9 +1,8 @@
 """Answers -> similarities and verdicts, by Ray Data."""
 
-import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
@@ -11,16 +10,15 @@ from pydantic import SecretStr
 from ray_jobs.core.cluster import connect, progress_board, require
 from ray_jobs.core.config import Config, JudgeSection
 from ray_jobs.core.errors import ConfigError, EndpointError
-from ray_jobs.core.models import resolve_model
-from ray_jobs.core.progress import Bar, OnProgress, say
+from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.run_folder import RunFolder
-from ray_jobs.judging import openai_judge
-from ray_jobs.judging.pairs import Game, make_games, settle, verdict_row
-from ray_jobs.judging.replies import PaidReply, Replies
+from ray_jobs.judging.pairs import Game, make_games, verdict_row
+from ray_jobs.judging.replies import Replies
 from ray_jobs.judging.vectors import check_vectors, load_vectors
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from ray_jobs.judging.endpoint import Reply
+    from ray_jobs.judging.openai_judge import Call
 
 Row = dict[str, Any]
 GAMES_PER_BLOCK = 32
@@ -101,25 +99,9 @@ def _similarities(section: JudgeSection, questions: list[Row], answers: list[Row
     return [row.model_dump() for row in rows], facts
 
 
-class CoverageWorker:
-    """Ray Data actor that judges blocks of games by covered statements."""
-
-    def __init__(self, *, model: str, num_threads: int, threshold: float, margin: float):
-        from ray_jobs.judging.coverage import CoverageJudge, rubric_sha
-        from ray_jobs.judging.encoder import SentenceEncoder
-
-        encode = SentenceEncoder(resolve_model(model), num_threads=num_threads)
-        self._judge = CoverageJudge(encode, threshold=threshold, margin=margin)
-        self._rubric_sha = rubric_sha(model, threshold=threshold, margin=margin)
-
-    def __call__(self, table: "pa.Table") -> dict[str, list[str]]:
-        """Return the Verdict rows, as JSON, of Game rows."""
-        games = [Game(**json.loads(text)) for text in table["row"].to_pylist()]
-        rulings = zip(games, self._judge.judge(games), strict=True)
-        return {"row": [json.dumps(verdict_row(game, ruling, judge="coverage", rubric_sha=self._rubric_sha)) for game, ruling in rulings]}
-
-
 def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
+    from ray_jobs.judging.workers import CoverageWorker
+
     section, workers = config.judge, config.workers
     require("[workers] of judge", {"CPU": workers.cpus}, workers.num_workers)
     options = {
@@ -145,82 +127,60 @@ def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
     return Verdicts("coverage", rows, {"model": section.coverage_model, "rubric_sha": rows[0]["rubric_sha"] if rows else None})
 
 
-class EndpointWorker:
-    """Ray Data actor that asks the endpoint, and keeps every reply before anybody reads it."""
+def _by_openai(config: Config, games: list[Game], kept: Replies) -> Verdicts:
+    from ray_jobs.judging import openai_judge
 
-    def __init__(self, *, replies: Replies, on_progress: OnProgress, total: int, **endpoint: Any):
-        self._endpoint = openai_judge.Endpoint(**endpoint)
-        self._replies = replies
-        self._on_progress = on_progress
-        self._done, self._total = 0, total
-
-    async def __call__(self, table: "pa.Table") -> AsyncIterator[dict[str, list[str]]]:
-        """Yield {key, and a Reply's fields}, as JSON, of {key, request} rows."""
-        rows = [json.loads(text) for text in table["row"].to_pylist()]
-        yield {"row": [json.dumps(found) for found in await asyncio.gather(*map(self._ask, rows))]}
-
-    async def _ask(self, row: Row) -> Row:
-        paid = await asyncio.to_thread(self._replies.get, row["key"])
-        reply = openai_judge.Reply(paid.body, paid.seconds) if paid else await self._endpoint.ask(row["request"])
-        if not paid and not reply.error:
-            await asyncio.to_thread(self._replies.put, PaidReply(row["key"], reply.body, reply.seconds))
-        self._done += 1
-        self._on_progress(self._done, self._total, "")
-        return {"key": row["key"], **reply._asdict()}
-
-
-def _by_openai(config: Config, games: list[Game], replies: Replies) -> Verdicts:
     options = config.judge.openai
-    open_games = [game for game in games if settle(game) is None]
-    decoding = {"max_tokens": options.max_tokens, "seed": config.run.seed, "structured": options.structured}
-    requests = {game: openai_judge.make_request(game, model=options.model, **decoding) for game in open_games}
-    keys = {game: openai_judge.request_key(request, options.base_url) for game, request in requests.items()}
-    kept = replies.keys()
-    asked = {keys[game]: request for game, request in requests.items() if keys[game] not in kept}
-    found = _ask(config.judge, asked, replies) if asked else {}
-    for key in set(keys.values()) & kept:
-        paid = replies.get(key)
-        found[key] = openai_judge.Reply(paid.body, paid.seconds) if paid else openai_judge.Reply("", 0.0, "the kept reply is gone")
-    name, sha = f"openai:{options.model}", openai_judge.rubric_sha(options.model)
+    calls = openai_judge.make_calls(
+        games,
+        model=options.model,
+        base_url=options.base_url,
+        max_tokens=options.max_tokens,
+        seed=config.run.seed,
+        structured=options.structured,
+    )
+    replies = kept.read(call.key for call in calls.values())
+    new = {call.key: call for call in calls.values() if call.key not in replies}
+    if new:
+        replies |= _ask(config.judge, list(new.values()), kept)
     prices = openai_judge.Prices(options.usd_per_million_prompt_tokens, options.usd_per_million_completion_tokens)
-    nothing = openai_judge.Reply("", 0.0)
-    rulings = [openai_judge.rule(game, found[keys[game]] if game in keys else nothing, prices) for game in games]
-    rows = [verdict_row(game, ruling, judge=name, rubric_sha=sha) for game, ruling in zip(games, rulings, strict=True)]
-    counts = {"calls": len(asked), "replies_kept_before": len(keys) - len(asked), "settled_by_rule": len(games) - len(open_games)}
+    name, sha = f"openai:{options.model}", openai_judge.rubric_sha(options.model)
+    rows = []
+    for game in games:
+        ruling = openai_judge.rule(game, replies[calls[game].key] if game in calls else None, prices)
+        rows.append(verdict_row(game, ruling, judge=name, rubric_sha=sha))
+    counts = {"calls": len(new), "replies_kept_before": len(calls) - len(new), "settled_by_rule": len(games) - len(calls)}
     return Verdicts(name, rows, {"model": options.model, "base_url": options.base_url, "rubric_sha": sha, **counts})
 
 
 _JUDGES = {"coverage": _by_coverage, "openai": _by_openai}
 
 
-def _ask(section: JudgeSection, requests: dict[str, Row], replies: Replies) -> dict[str, openai_judge.Reply]:
+def _ask(section: JudgeSection, calls: list["Call"], kept: Replies) -> dict[str, "Reply"]:
+    from ray_jobs.judging.endpoint import Reply, why_stopped
+    from ray_jobs.judging.workers import EndpointWorker
+
     options = section.openai
     require("[judge.openai]", {"CPU": ENDPOINT_CPUS})
     with progress_board("judge openai", "call") as on_progress:
-        endpoint = {
+        arguments = {
             "base_url": options.base_url,
             "api_key": _api_key(section),
             "max_concurrency": options.max_concurrency,
             "max_retries": options.max_retries,
             "timeout_s": options.timeout_s,
+            "replies": kept,
+            "on_progress": on_progress,
+            "total": len(calls),
         }
-        rows = _map(
-            [{"key": key, "request": request} for key, request in requests.items()],
-            EndpointWorker,
-            {"replies": replies, "on_progress": on_progress, "total": len(requests), **endpoint},
-            block_rows=options.max_concurrency,
-            num_cpus=ENDPOINT_CPUS,
-            size=1,  # one actor holds the limit of calls in flight for the whole cluster
-            calls=CALLS_PER_ACTOR,
-        )
-        found = {row.pop("key"): openai_judge.Reply(**row) for row in rows}
-    reason = next((reply.error for reply in found.values() if reply.fatal), None)
-    if reason is None and all(reply.error for reply in found.values()):
-        reason = next(reply.error for reply in found.values())
+        # one actor holds the limit of calls in flight for the whole cluster
+        layout = {"block_rows": options.max_concurrency, "num_cpus": ENDPOINT_CPUS, "size": 1, "calls": CALLS_PER_ACTOR}
+        found = {row.pop("key"): Reply(**row) for row in _map([call._asdict() for call in calls], EndpointWorker, arguments, **layout)}
+    reason = why_stopped(found.values())
     if reason:
         where = options.base_url or "the provider's endpoint"
         raise EndpointError(
-            f"judge {options.model!r} at {where} cannot be asked: {reason}; replies so far are kept, run the same command again"
+            f"judge {options.model!r} at {where} cannot be asked: {reason}; replies so far are kept: run the same command again"
         )
     return found
 

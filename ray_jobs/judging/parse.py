@@ -11,7 +11,7 @@ _OFFERED: dict[str, Winner] = {"A": "a", "B": "b", "TIE": "tie"}
 _LABEL = re.compile(r"\b(answers?|antwort(?:en)?) ([AB])\b(?:( (?:and|or|und|oder) )([AB])\b)?", re.IGNORECASE)
 
 
-class Reply(NamedTuple):
+class Completion(NamedTuple):
     """A chat completion's parts that matter; `problem` says why there is no text to read."""
 
     text: str = ""
@@ -28,8 +28,8 @@ class Opinion(NamedTuple):
     unscored: str = ""
 
 
-def read_completion(body: str) -> Reply:
-    """Return the reply in the raw body of a chat completion."""
+def read_completion(body: str) -> Completion:
+    """Return what the raw body of a chat completion says."""
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
@@ -37,12 +37,12 @@ def read_completion(body: str) -> Reply:
         usage = completion.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     except (ValueError, LookupError, TypeError, AttributeError):
-        return Reply(problem=f"the endpoint's reply is no chat completion: {body[:80]!r}")
+        return Completion(problem=f"the endpoint's reply is no chat completion: {body[:80]!r}")
     if choice.get("finish_reason") == "length":
-        return Reply(text, *tokens, problem="the reply was cut at max_tokens: raise [judge.openai] max_tokens")
+        return Completion(text, *tokens, problem="the reply was cut at max_tokens: raise [judge.openai] max_tokens")
     if not text:
-        return Reply(text, *tokens, problem=f"empty reply: {choice['message'].get('refusal') or choice.get('finish_reason')}")
-    return Reply(text, *tokens)
+        return Completion(text, *tokens, problem=f"empty reply: {choice['message'].get('refusal') or choice.get('finish_reason')}")
+    return Completion(text, *tokens)
 
 
 def read_opinion(text: str, *, swapped: bool) -> Opinion:

@@ -3,17 +3,10 @@
 One file a reply is atomic on every storage, needs no lock between workers, and is found by its key alone.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from ray_jobs.core.storage import Storage
-
-
-class PaidReply(NamedTuple):
-    """The raw body of one reply, under the hash of what was asked."""
-
-    key: str
-    body: str
-    seconds: float
+from ray_jobs.judging.endpoint import Reply
 
 
 class Replies:
@@ -26,15 +19,17 @@ class Replies:
     def __init__(self, folder: Storage):
         self._folder = folder
 
-    def keys(self) -> set[str]:
-        """Return the keys of all replies."""
-        return {name.removesuffix(".json") for name in self._folder.names() if name.endswith(".json")}
+    def read(self, keys: Iterable[str]) -> dict[str, Reply]:
+        """Return those of the replies that are kept."""
+        kept = {name.removesuffix(".json") for name in self._folder.names()}
+        found = ((key, self.get(key)) for key in keys if key in kept)
+        return {key: reply for key, reply in found if reply}
 
-    def get(self, key: str) -> PaidReply | None:
+    def get(self, key: str) -> Reply | None:
         """Return the reply of a key; None where there is none."""
         name = f"{key}.json"
-        return PaidReply(**self._folder.read_json(name)) if self._folder.exists(name) else None
+        return Reply(**self._folder.read_json(name)) if self._folder.exists(name) else None
 
-    def put(self, reply: PaidReply) -> None:
+    def put(self, key: str, reply: Reply) -> None:
         """Keep a reply."""
-        self._folder.write_json(f"{reply.key}.json", reply._asdict())
+        self._folder.write_json(f"{key}.json", {"body": reply.body, "seconds": reply.seconds})

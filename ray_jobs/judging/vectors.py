@@ -1,6 +1,7 @@
 """Word vectors for gensim: built-in GloVe or a file, converted once and then memory-mapped by every process of a node."""
 
 import hashlib
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def load_vectors(name: str) -> Vectors:
         if path.suffix == ".kv":
             return Vectors(KeyedVectors.load(str(path), mmap="r"), sha256)
         folder = _converted(path.stem, sha256, lambda: _read(path))
-    except (ValueError, EOFError, UnicodeDecodeError, IndexError) as error:
+    except (ValueError, EOFError, UnicodeDecodeError, IndexError, pickle.UnpicklingError) as error:
         raise ModelError(f"vectors file {name!r} cannot be read: {error}; give a .kv, a word2vec .bin or GloVe text") from error
     return Vectors(KeyedVectors.load(str(folder / _FILE), mmap="r"), sha256)
 
@@ -84,6 +85,8 @@ def _from_arrays(index: Path, matrix: Path) -> "KeyedVectors":
 def _read(path: Path) -> "KeyedVectors":
     from gensim.models import KeyedVectors
 
+    if not path.stat().st_size:
+        raise ValueError("it is empty")
     binary = path.suffix == ".bin"
     return KeyedVectors.load_word2vec_format(str(path), binary=binary, no_header=not binary and not _has_header(path))
 

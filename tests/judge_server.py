@@ -1,0 +1,102 @@
+"""An OpenAI-compatible judge on loopback for tests: the longer answer wins; faults are scripted; every call is counted."""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """What the server says instead of a verdict."""
+
+    status: int = 200
+    body: str = "{}"
+    headers: dict[str, str] = {}  # noqa: RUF012
+
+
+class JudgeServer:
+    """Holds the server's address, its calls, and the faults to come.
+
+    `fault(number, request)` returns a Fault for a call (counted from 1) or None for a verdict.
+    """
+
+    def __init__(self, fault: Callable[[int, dict], Fault | None] = lambda number, request: None, *, latency_s: float = 0.0):
+        self.fault = fault
+        self.latency_s = latency_s
+        self.requests: list[dict] = []
+        self.keys: list[str] = []
+        self.most_in_flight = 0
+        self._in_flight = 0
+        self._lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+
+    def answer(self, request: dict, key: str) -> Fault:
+        with self._lock:
+            self.requests.append(request)
+            self.keys.append(key)
+            number = len(self.requests)
+            self._in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        time.sleep(self.latency_s)
+        found = self.fault(number, request) or Fault(body=completion(verdict(request)))
+        with self._lock:
+            self._in_flight -= 1
+        return found
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["JudgeServer"]:
+        thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._http.shutdown()
+            self._http.server_close()
+            thread.join()
+
+
+def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found = server.answer(request, self.headers.get("Authorization", ""))
+            body = found.body.encode()
+            self.send_response(found.status)
+            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **found.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(BrokenPipeError):
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+def verdict(request: dict) -> str:
+    """The longer answer wins, whatever its place."""
+    prompt = request["messages"][-1]["content"]
+    first, second = (re.search(rf"<{tag}>\n(.*?)\n</{tag}>", prompt, re.DOTALL)[1] for tag in ("answer_a", "answer_b"))
+    winner = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
+    return opinion(winner, reasoning=f"Between answer A and answer B, {winner} is longer.")
+
+
+def opinion(winner: str, *, reasoning: str = "Answer A is precise, answer B is vague.") -> str:
+    lists = {"missing_a": [], "wrong_a": [], "missing_b": ["the timer"], "wrong_b": []}
+    return json.dumps({"reasoning": reasoning, "winner": winner, **lists})
+
+
+def completion(text: str, *, finish_reason: str = "stop") -> str:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
+    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "stub-1", "choices": [choice], "usage": usage})
+
+
+def error(message: str, code: str | None = None) -> str:
+    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": code}})
