@@ -124,7 +124,7 @@ def _read_csv(stream: Any) -> _Numbered:
             values = next(reader, None)
         except csv.Error as error:
             yield reader.line_num, None, f"not CSV ({error})"
-            return
+            continue
         if values is None:
             return
         yield reader.line_num, *_check_csv(values)

@@ -27,7 +27,7 @@ class Shard(NamedTuple):
     """One output file: examples in order, as (part, rows)."""
 
     split: str
-    index: int
+    number: int
     picks: list[tuple[str, list[int]]]
 
 
@@ -90,8 +90,8 @@ def plan_shards(picks: list[Pick], *, eval_share: float) -> list[Shard]:
     shards = []
     for split in ("train", "eval"):
         mine = [pick for pick in picks if (pick.example_id in held_out) == (split == "eval")]
-        for index, start in enumerate(range(0, max(1, len(mine)), SHARD_EXAMPLES)):
-            shards.append(Shard(split, index, by_part(mine[start : start + SHARD_EXAMPLES])))
+        for number, start in enumerate(range(0, max(1, len(mine)), SHARD_EXAMPLES)):
+            shards.append(Shard(split, number, by_part(mine[start : start + SHARD_EXAMPLES])))
     return shards
 
 

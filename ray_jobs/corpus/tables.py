@@ -30,7 +30,7 @@ def write_shard(parts: Storage, target: Storage, shard: Shard, *, max_length: in
     rows = [packed_row([examples[i][0] for i in group], [examples[i][1] for i in group]) for group in groups]
     with pa.BufferOutputStream() as buffer:
         pq.write_table(pa.Table.from_pylist(rows, PACKED_SCHEMA), buffer)
-        target.write_bytes(f"{shard.split}/{shard.index:06d}.parquet", buffer.getvalue().to_pybytes())
+        target.write_bytes(f"{shard.split}/{shard.number:06d}.parquet", buffer.getvalue().to_pybytes())
     return {
         "rows": len(rows),
         "tokens": sum(len(row["input_ids"]) for row in rows),

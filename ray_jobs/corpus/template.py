@@ -94,4 +94,4 @@ class ChatTemplate:
         for end in range(len(ids), num_prompt, -1):
             if ids[end - 1] in self._special_ids:
                 return ids[:end]
-        return [*ids, self._tokenizer.eos_token_id]
+        return ids if self._tokenizer.eos_token_id is None else [*ids, self._tokenizer.eos_token_id]

@@ -92,6 +92,6 @@ class PackShard:
         self._max_length = max_length
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Pack {"shard": [split, index, picks]} and return its split and counts."""
+        """Pack {"shard": [split, number, picks]} and return its split and counts."""
         shard = Shard(*item["shard"])
         return {"split": shard.split, **write_shard(self._parts, self._target, shard, max_length=self._max_length)}

@@ -156,7 +156,7 @@ def test_shards_hold_each_example_once():
     shards = plan_shards(picks, eval_share=0.1)
     seen = [(part, row) for shard in shards for part, rows in shard.picks for row in rows]
     assert sorted(seen) == [(pick.part, pick.row) for pick in picks]
-    assert [(s.split, s.index) for s in shards] == [("train", 0), ("train", 1), ("eval", 0)]
+    assert [(s.split, s.number) for s in shards] == [("train", 0), ("train", 1), ("eval", 0)]
     assert [s.picks for s in plan_shards(picks[:1], eval_share=0.0)] == [[("part0", [0])], []]
 
 

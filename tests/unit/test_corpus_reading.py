@@ -94,6 +94,19 @@ def test_html_keeps_the_main_part_only(write):
         assert word not in document.text
 
 
+def test_html_loses_no_text(write):
+    html = """<body><div>Bare text with <i>an inline</i> word.<p>A paragraph.</p>and a tail</div>
+    <ul><li>Outer<ul><li>inner</li></ul></li></ul><table><tr><th>RAID</th><th>Disks</th></tr><tr><td>5</td><td>3</td></tr></table>
+    <p>one<br>two</p><!-- a comment --></body>"""
+    expected = ["Bare text with an inline word.", "A paragraph.", "and a tail", "- Outer", "- inner", "RAID | Disks", "5 | 3", "one two"]
+    assert read_document(write("page.html", html)).text.split("\n\n") == expected
+
+
+def test_front_matter_and_comments_go(write):
+    document = read_document(write("a.md", "---\ntitle: T\nlayout: page\n---\n# T\n\nBody. <!-- todo:\nmore --> End.\n"))
+    assert document.text == "# T\n\nBody. End." and document.num_boilerplate == 2
+
+
 def test_pdf_text_without_its_headers(write):
     pages = [["Course notes", f"The {part} is kept in a ta-", f"ble of the {part} driver.", str(n)] for n, part in enumerate("abcde")]
     document = read_document(write("notes.pdf", make_pdf(pages)))
@@ -186,6 +199,11 @@ def test_broken_rows_are_told_apart_from_good_ones(write):
         ["not JSON", "a JSON list", "`answer` is missing", "`answer` is ''", "`question` is 5", "not JSON"], start=2
     ):
         assert f"p.jsonl line {number}: " in outcome[number - 1] and words in outcome[number - 1]
+
+
+def test_csv_goes_on_after_a_broken_line(write):
+    rows = list(read_rows(write("p.csv", 'question,answer\nQ1?,"A"x\nQ2?,A.\n')))
+    assert [bool(row.error) for row in rows] == [True, False] and rows[1].values == {"question": "Q2?", "answer": "A."}
 
 
 def test_csv_with_too_many_fields_and_a_broken_parquet(write):
