@@ -1,0 +1,222 @@
+"""The student -> its quantized and exported variants, and one table of size, speed and held-out quality (Ray tasks)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ray_jobs.core.cluster import connect, progress_board, require
+from ray_jobs.core.config import Config
+from ray_jobs.core.errors import DataError
+from ray_jobs.core.progress import OnProgress, say
+from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.storage import Storage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ray_jobs.compression.bench import Candidate
+    from ray_jobs.compression.quality import Segment
+    from ray_jobs.compression.variants import Source
+
+REFERENCE = "student"
+EXPORTED = "export.json"
+PROMPT_TOKENS = 64
+ENGINE_TITLES = {"openvino": "OpenVINO", "onnxruntime-genai": "ONNX Runtime", "torch": "torch"}
+
+
+class Work(NamedTuple):
+    """What the tasks on the cluster need; picklable."""
+
+    config: Config
+    prepare: Storage
+    finetune: Storage
+    distill: Storage
+    target: Storage
+
+
+def run(config: Config, *, force: bool) -> dict[str, Any]:
+    """Export the variants, measure them beside base, teacher and student, and return the stage's manifest.
+
+    Raises:
+        StageMissing: there is no student or no held-out text yet.
+        DataError: no text was held out.
+        ModelError: an export does not say what the student says.
+    """
+    folder = RunFolder(config)
+    _require_held_out(folder.finished("prepare")["counts"])
+    stage = folder.stage("compress", sections=["compress", "teacher"], after=["prepare", "finetune", "distill"], force=force)
+    if stage.manifest:
+        say("compress: done already")
+        return stage.manifest
+    earlier = [folder.folder(name) for name in ("prepare", "finetune", "distill")]
+    work = Work(config, *earlier, stage.folder)
+    with connect():
+        bundle = config.workers.bundle
+        require("[workers] of compress", bundle)
+        exports = _export_missing(work)
+        with progress_board("compress: measure", "model") as on_progress:
+            (rows,) = _get([_remote(_measure, bundle).remote(work, on_progress)])
+    stage.folder.write_json("table.json", rows)
+    return stage.finish(
+        counts={"variants": len(exports), "rows": len(rows)}, exports=exports, headline=_headline(rows), next="raystill report CONFIG"
+    )
+
+
+def _require_held_out(counts: dict[str, Any]) -> None:
+    if not counts["eval_rows"]:
+        raise DataError(
+            f"compress measures quality on held-out text, and prepare held out {counts['eval_rows']} rows: raise data.eval_share"
+        )
+
+
+def _export_missing(work: Work) -> dict[str, Any]:
+    """Export what is not there yet, engines side by side, and return the facts of all exports."""
+    from ray_jobs.compression.variants import by_engine
+
+    names = list(dict.fromkeys(work.config.compress.variants))
+    missing = by_engine([name for name in names if not work.target.exists(f"{name}/{EXPORTED}")])
+    bundle = {"CPU": min(1.0, work.config.workers.cpus), "memory": work.config.workers.memory_bytes}
+    if missing:
+        say(f"compress: exporting {', '.join(name for group in missing.values() for name in group)}")
+        _get([_remote(_export, bundle).remote(work, engine, group) for engine, group in missing.items()])
+    return {name: work.target.read_json(f"{name}/{EXPORTED}") for name in names}
+
+
+def _remote(function: Callable[..., Any], bundle: dict[str, float]) -> Any:
+    import ray
+
+    return ray.remote(function).options(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), memory=bundle["memory"])
+
+
+def _get(references: list[Any]) -> list[Any]:
+    import ray
+
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+
+
+def _export(work: Work, engine: str, names: list[str]) -> None:
+    """Task: write one engine's variants into the stage folder, each whole before its `export.json`."""
+    import torch
+
+    from ray_jobs.compression.variants import export
+
+    torch.set_num_threads(1)
+    for made in export(engine, names, _source(work)):
+        work.target.upload(made.folder, made.name)
+        work.target.write_json(f"{made.name}/{EXPORTED}", made.facts)
+
+
+def _measure(work: Work, on_progress: OnProgress) -> list[dict[str, Any]]:
+    """Task: measure all rows of the table, alone on its CPUs."""
+    import torch
+
+    from ray_jobs.compression.bench import measure
+
+    torch.set_num_threads(max(1, int(work.config.workers.cpus)))
+    section = work.config.compress
+    segments = _held_out(work)
+    return measure(
+        _candidates(work),
+        prompts=_prompts(work, segments),
+        segments=segments,
+        new_tokens=section.new_tokens,
+        repetitions=section.repetitions,
+        reference=REFERENCE,
+        on_progress=on_progress,
+    )
+
+
+def _source(work: Work) -> "Source":
+    import torch
+
+    from ray_jobs.compression.variants import Source
+    from ray_jobs.training.models import load_model
+
+    folder = work.distill.local("student")
+    prompt = _prompts(work, _held_out(work))[0]
+    return Source(folder, lambda: load_model(folder, dtype=torch.float32), prompt)
+
+
+def _held_out(work: Work) -> "list[Segment]":
+    from ray_jobs.compression.quality import split_rows
+
+    rows: list[dict[str, Any]] = []
+    wanted = work.config.compress.num_rows
+    storage = work.prepare.sub("eval")
+    for name in storage.names():
+        rows += storage.read_parquet(name) if name.endswith(".parquet") and len(rows) < wanted else []
+    return split_rows(rows[:wanted])
+
+
+def _prompts(work: Work, segments: "list[Segment]") -> list[list[int]]:
+    """Return the token ids of evenly spaced questions; where the run has none, the starts of held-out texts."""
+    from ray_jobs.corpus.template import chat_messages
+    from ray_jobs.training.models import load_tokenizer
+
+    wanted = work.config.compress.num_questions
+    questions = [row["question"] for row in work.prepare.read_jsonl("questions.jsonl")]
+    if not questions:
+        return [segment.input_ids[:PROMPT_TOKENS] for segment in segments[:wanted]]
+    tokenizer = load_tokenizer(work.distill.local("student"))
+    chosen = questions[:: max(1, len(questions) // wanted)][:wanted]
+    chats = [chat_messages(question, work.config.data.system_prompt) for question in chosen]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+
+
+def _candidates(work: Work) -> "list[Candidate]":
+    """Return base, teacher, student on each device, then the student's variants."""
+    import torch
+
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    plain = [candidate for device in devices for candidate in _plain_models(work, device)]
+    return plain + [_variant(name, work.target.local(name)) for name in dict.fromkeys(work.config.compress.variants)]
+
+
+def _plain_models(work: Work, device: str) -> "list[Candidate]":
+    import torch
+
+    from ray_jobs.compression.runtimes import TorchRuntime
+    from ray_jobs.core.models import resolve_model
+    from ray_jobs.training.models import choose_dtype, load_merged, load_model
+
+    dtype = torch.float32 if device == "cpu" else choose_dtype("auto")
+    base, adapter, student = resolve_model(work.config.teacher.model), work.finetune.local("adapter"), work.distill.local("student")
+    return [
+        _plain("base", device, dtype, [base], lambda: TorchRuntime(load_model(base, dtype=dtype, device=device))),
+        _plain("teacher", device, dtype, [base, adapter], lambda: TorchRuntime(load_merged(base, adapter, dtype=dtype, device=device))),
+        _plain("student", device, dtype, [student], lambda: TorchRuntime(load_model(student, dtype=dtype, device=device))),
+    ]
+
+
+def _plain(name: str, device: str, dtype: Any, folders: "list[Path]", open_runtime: Callable[[], Any]) -> "Candidate":
+    from ray_jobs.compression.bench import Candidate, folder_bytes
+    from ray_jobs.compression.variants import engine_name
+
+    precision = str(dtype).removeprefix("torch.").replace("float", "fp")
+    facts = {"engine": engine_name("torch"), "precision": precision, "device": device, "size_bytes": folder_bytes(*folders)}
+    return Candidate(name if device == "cpu" else f"{name}-{device}", facts, open_runtime, is_variant=name == REFERENCE)
+
+
+def _variant(name: str, folder: "Path") -> "Candidate":
+    import torch
+
+    from ray_jobs.compression.bench import Candidate, folder_bytes
+    from ray_jobs.compression.variants import VARIANTS, engine_name, open_variant
+
+    variant = VARIANTS[name]
+    facts = {"engine": engine_name(variant.engine), "precision": variant.precision, "device": "cpu", "size_bytes": folder_bytes(folder)}
+    return Candidate(f"student-{name}", facts, lambda: open_variant(name, folder, num_threads=torch.get_num_threads()))
+
+
+def _headline(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        if row["name"].startswith(f"{REFERENCE}-"):
+            engine = ENGINE_TITLES[row["engine"].split()[0]]
+            lines.append(
+                f"compress: student {row['precision']} ({engine}, {row['device']}): {row['size_bytes'] / 1e9:.2f} GB, "
+                f"{row['speedup']:.1f}x the tokens/s of the float32 student, {row['nats_change']:+.3f} nats"
+            )
+    return lines
