@@ -7,7 +7,6 @@ import difflib
 import functools
 import importlib
 import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -95,7 +94,6 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
 
 def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str, Any]], int]:
     """Return a row for each started trial, and the number of trials that the space asks for."""
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else an interrupt would end the sweep as if it were done
     from tune_spaces.search import num_trials, search
 
     settings, workers = config.tune, config.workers
@@ -106,10 +104,10 @@ def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str,
     ended = []
     with Bar("tune", "trial") as bar:
 
-        def on_end(point: Point, reason: str) -> None:
+        def on_end(point: Point, failed: bool) -> None:
             ended.append(point)
             bar(len(ended), total, "")
-            say(f"tune: {_words(point)}: {reason or 'ended'}")
+            say(f"tune: {len(ended)}/{total} {_words(point)}: {'failed' if failed else 'ended'}")
 
         folder.delete("ray")
         outcomes = search(

@@ -7,33 +7,39 @@ from ray import tune
 
 
 class Outcomes(tune.Callback):
-    """Remembers each started trial's point and, where it failed, the reason.
+    """Remembers each trial that was started.
 
     Args:
-        on_end: called after each trial with (point, reason); the reason is empty where it did not fail.
+        on_end: called after each trial with (point, whether it failed).
     """
 
-    def __init__(self, on_end: Callable[[dict[str, Any], str], None]):
+    def __init__(self, on_end: Callable[[dict[str, Any], bool], None]):
         self._on_end = on_end
-        self._points: dict[str, dict[str, Any]] = {}
-        self._reasons: dict[str, str] = {}
+        self._trials: dict[str, Any] = {}
 
-    @property
     def rows(self) -> list[tuple[dict[str, Any], str]]:
-        """The (point, reason) of every trial that was started, in that order."""
-        return [(point, self._reasons.get(trial_id, "")) for trial_id, point in self._points.items()]
+        """Return (point, reason) of every trial, in the order they started; the reason is "" where it did not fail.
+
+        Tune writes the errors down at the end: read this after the sweep, before its folder is deleted.
+        """
+        return [(dict(trial.config), _reason(trial)) for trial in self._trials.values()]
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Remember the point."""
-        self._points[trial.trial_id] = dict(trial.config)
+        """Remember the trial."""
+        self._trials[trial.trial_id] = trial
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Pass the end on."""
-        self._on_end(dict(trial.config), "")
+        self._on_end(dict(trial.config), False)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Remember the reason and pass the end on."""
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        self._reasons[trial.trial_id] = " ".join(str(cause).split()) or type(cause).__name__
-        self._on_end(dict(trial.config), self._reasons[trial.trial_id])
+        """Pass the end on."""
+        self._on_end(dict(trial.config), True)
+
+
+def _reason(trial: Any) -> str:
+    error = trial.get_pickled_error() or trial.get_error()
+    if error is None:
+        return ""
+    cause = getattr(error, "cause", None) or error
+    return " ".join(str(cause).split()) or type(cause).__name__

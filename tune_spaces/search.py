@@ -1,6 +1,8 @@
 """How a space is searched: which points, how many, how many at once."""
 
+import logging
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,14 @@ Point = dict[str, Any]
 TRIAL_BUNDLE = {"CPU": 0, "memory": 2**28}
 """What a trial's own process takes beside its workers: no CPU, or it could starve them."""
 
+QUIET = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else an interrupt would end the sweep as if it were done
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Tune would print tables and tracebacks; what people should see, `on_end` and the returned rows say."""
+
 
 def search(
     trial: Callable[[Point], None],
@@ -24,7 +34,7 @@ def search(
     time_budget_s: float,
     folder: str,
     filesystem: Any = None,
-    on_end: Callable[[Point, str], None],
+    on_end: Callable[[Point, bool], None],
 ) -> list[tuple[Point, str]]:
     """Run a trial for each point and return (point, reason) of those started; the reason is "" unless it failed.
 
@@ -32,8 +42,10 @@ def search(
 
     Args:
         folder: where Ray Tune keeps its own state, within `filesystem` (None: the local one); every node must reach it.
-        on_end: called after each trial with its point and reason.
+        on_end: called after each trial with its point and whether it failed.
     """
+    os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     outcomes = Outcomes(on_end)
     tune.Tuner(
         tune.with_resources(trial, tune.PlacementGroupFactory([TRIAL_BUNDLE])),
@@ -46,7 +58,7 @@ def search(
         ),
         run_config=tune.RunConfig(name="ray", storage_path=folder, storage_filesystem=filesystem, verbose=0, callbacks=[outcomes]),
     ).fit()
-    return outcomes.rows
+    return outcomes.rows()
 
 
 def num_trials(param_space: Point, *, num_samples: int) -> int:

@@ -41,10 +41,14 @@ def kill_after_the_first_trial(config, folder):
     raise AssertionError((folder / "log").read_text())
 
 
-def test_a_killed_sweep_goes_on_and_ends_in_a_table_and_a_ready_config(config, tmp_path):
+def test_a_killed_sweep_goes_on_and_ends_in_a_table_and_a_ready_config(config, tmp_path, capfd):
     prepare.run(config, force=False)
     name, finished = kill_after_the_first_trial(config, tmp_path)
+    capfd.readouterr()
     manifest = tune.run(config, force=False)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
 
     stage = RunFolder(config).folder("tune")
     assert stage.read_json(f"trials/{name}/finetune/manifest.json") == finished  # not run again

@@ -79,3 +79,22 @@ def test_every_command_explains_itself(words, capsys):
         main(words)
     assert caught.value.code == 0
     assert "raystill" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["submit", "prepare", "CONFIG"], ["jobs", "list"], ["jobs", "logs", "some-id"]])
+def test_a_cluster_that_does_not_answer_is_one_line_and_exit_code_4(command, config, capsys):
+    words = [config if word == "CONFIG" else word for word in command]
+    assert main([*words, "--address", "http://127.0.0.1:1"]) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("raystill: no Ray job server answers at http://127.0.0.1:1")
+    assert len(error.splitlines()) == 1
+
+
+def test_an_address_that_is_none_is_exit_code_2(capsys):
+    assert main(["jobs", "list", "--address", "ray://127.0.0.1:10001"]) == 2
+    assert "like http://127.0.0.1:8265" in capsys.readouterr().err
+
+
+def test_a_wrong_config_is_not_sent(config, capsys):
+    assert main(["submit", "prepare", config, "--address", "http://127.0.0.1:1", "--run.storage", "runs"]) == 2
+    assert "is relative" in capsys.readouterr().err
