@@ -10,17 +10,19 @@ from pydantic import SecretStr
 from ray_jobs.core.cluster import connect, progress_board, require
 from ray_jobs.core.config import Config, JudgeSection
 from ray_jobs.core.errors import ConfigError, EndpointError
+from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.judging.pairs import Game, make_games, verdict_row
 from ray_jobs.judging.replies import Replies
-from ray_jobs.judging.vectors import check_vectors, load_vectors
+from ray_jobs.judging.vectors import Vectors, check_vectors, load_vectors
 
 if TYPE_CHECKING:
     from ray_jobs.judging.endpoint import Reply
     from ray_jobs.judging.openai_judge import Call
 
 Row = dict[str, Any]
+AFTER = ["prepare", "answer"]
 GAMES_PER_BLOCK = 32
 CALLS_PER_ACTOR = 4
 ENDPOINT_CPUS = 0.1
@@ -39,9 +41,11 @@ def check(config: Config) -> None:
     """Check what can be checked before any stage runs.
 
     Raises:
-        ConfigError: a pair names a model that does not answer, or the judge's key is not in the environment.
-        ModelError: the word vectors do not exist.
+        ConfigError: no pairs, a pair names a model that does not answer, or the judge's key is not in the environment.
+        ModelError: the word vectors or the coverage judge's encoder do not exist.
     """
+    if not config.judge.pairs:
+        raise ConfigError('[judge] pairs is empty: name at least one, like [["base", "teacher"]]')
     for model in sorted({model for pair in config.judge.pairs for model in pair}):
         if model not in config.answer.models:
             raise ConfigError(
@@ -51,6 +55,8 @@ def check(config: Config) -> None:
         if a == b:
             raise ConfigError(f"[judge] pairs let {a!r} meet itself: name two models")
     check_vectors(config.judge.vectors)
+    if "coverage" in config.judge.judges:
+        resolve_model(config.judge.coverage_model)
     if "openai" in config.judge.judges and not RunFolder(config).folder("judge").exists("manifest.json"):
         _api_key(config.judge)
 
@@ -64,16 +70,18 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """
     check(config)
     folder = RunFolder(config)
-    folder.finished("prepare"), folder.finished("answer")
+    for earlier in AFTER:
+        folder.finished(earlier)
     questions = folder.folder("prepare").read_jsonl("questions.jsonl")
     models = dict.fromkeys(model for pair in config.judge.pairs for model in pair)
     answers = {model: folder.folder("answer").read_parquet(f"{model}.parquet") for model in models}
     games = make_games(questions, answers, config.judge.pairs)
-    stage = folder.stage("judge", sections=_deciding_fields(config), after=["prepare", "answer"], force=force)
+    vectors = load_vectors(config.judge.vectors)
+    stage = folder.stage("judge", sections=_deciding_fields(config), after=AFTER, force=force)
     if stage.manifest:
         say("judge: done already")
         return stage.manifest
-    similarities, scale = _similarities(config.judge, questions, [row for rows in answers.values() for row in rows])
+    similarities, scale = _similarities(config.judge, vectors, questions, [row for rows in answers.values() for row in rows])
     with connect():
         judged = [_JUDGES[name](config, games, Replies(folder.storage.sub("replies"))) for name in config.judge.judges]
     verdicts = [row for found in judged for row in found.rows]
@@ -89,11 +97,10 @@ def _deciding_fields(config: Config) -> list[str]:
     return fields
 
 
-def _similarities(section: JudgeSection, questions: list[Row], answers: list[Row]) -> tuple[list[Row], Row]:
+def _similarities(section: JudgeSection, vectors: Vectors, questions: list[Row], answers: list[Row]) -> tuple[list[Row], Row]:
     """Score on the driver: a thousand answers take a second, less than a worker takes to start."""
     from ray_jobs.judging.similarity import score_answers
 
-    vectors = load_vectors(section.vectors)
     rows, scale = score_answers(questions, answers, vectors.keyed, min_known_share=section.min_known_share)
     facts = {"vectors": section.vectors, "vectors_sha256": vectors.sha256, **scale._asdict(), "tie_band": section.tie_band * scale.spread}
     return [row.model_dump() for row in rows], facts

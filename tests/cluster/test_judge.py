@@ -1,0 +1,226 @@
+"""`raystill judge` on a real cluster: the offline judge, a language model over HTTP, and a driver that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from judge_server import Fault, JudgeServer, error
+
+from ray_jobs import judge
+from ray_jobs.core.config_file import validate
+from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, EndpointError, ModelError, StageMissing
+from ray_jobs.core.records import Answer, Question, Similarity, Verdict, content_id
+from ray_jobs.core.run_folder import RunFolder
+
+pytestmark = pytest.mark.cluster
+COURSE = [
+    ("What is paging?", "Paging divides memory into pages of equal size. A page table maps each page to a frame.", "en"),
+    ("What is a lock?", "A lock lets one thread into a critical section. Others wait until it is released.", "en"),
+    ("What is big data?", "Big data is too large for one machine. It is stored and processed on many.", "en"),
+    ("Was ist ein Prozess?", "Ein Prozess ist ein laufendes Programm mit eigenem Adressraum. Der Kern verwaltet ihn.", "de"),
+]
+MODELS = ("base", "teacher")
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """A function that writes a run with questions and answers, and returns the Config that judges it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+
+    def make(*, num_copies=1, name="r", **section):
+        tree = {
+            "run": {"name": name, "storage": str(tmp_path)},
+            "answer": {"models": list(MODELS)},
+            "judge": {"pairs": [list(MODELS)], **section},
+            "workers": {"cpus": 1},
+        }
+        config = validate(tree)
+        folder = RunFolder(config)
+        if not folder.folder("answer").exists("manifest.json"):
+            _write(folder, num_copies)
+        return config
+
+    return make
+
+
+def _write(folder, num_copies):
+    questions = [
+        Question(question_id=content_id(text, copy), question=f"{text} ({copy})", reference=reference, language=language)
+        for copy in range(num_copies)
+        for text, reference, language in COURSE
+    ]
+    stage = folder.stage("prepare", sections=["data"], after=[], force=False)
+    stage.folder.write_jsonl("questions.jsonl", [question.model_dump() for question in questions])
+    stage.finish()
+    stage = folder.stage("answer", sections=["answer"], after=["prepare"], force=False)
+    for model in MODELS:
+        rows = []
+        for i, question in enumerate(questions):
+            first, second = question.reference.split(". ")
+            text = f"{first}." if model == "base" else f"{first}. {second} This is answer {i}."
+            answer_id = content_id(question.question_id, model)
+            rows.append(
+                Answer(answer_id=answer_id, question_id=question.question_id, model=model, text=text, finish_reason="stop").model_dump()
+            )
+        stage.folder.write_parquet(f"{model}.parquet", rows)
+    stage.finish()
+
+
+def read(config, name):
+    return RunFolder(config).folder("judge").read_parquet(name)
+
+
+def openai(server, **options):
+    return {"judges": ["openai"], "openai": {"model": "stub-1", "base_url": server.url, "max_concurrency": 4, **options}}
+
+
+def test_the_offline_judge_writes_rows_of_the_contract_and_is_done_once(ray_cluster, make_run):
+    config = make_run()
+    manifest = judge.run(config, force=False)
+    verdicts = [Verdict(**row) for row in read(config, "verdicts.parquet")]
+    similarities = [Similarity(**row) for row in read(config, "similarities.parquet")]
+    assert len(verdicts) == len(COURSE) * 2 and len(similarities) == len(COURSE) * 2
+    assert {row.winner for row in verdicts} == {"b"} and {row.judge for row in verdicts} == {"coverage"}
+    assert all("answer 2 covers 2" in row.explanation for row in verdicts)
+    assert [row.cosine is None for row in similarities] == [False, False, False, True] * 2  # the German question
+    assert "sample answer's words have a vector" in similarities[3].reason or "answer's words have a vector" in similarities[3].reason
+    [pair] = manifest["pairs"]
+    assert [pair["win_rates"]["coverage"][key] for key in ("wins_a", "wins_b", "ties", "unscored")] == [0, 4, 0, 0]
+    assert sum(pair["win_rates"]["similarity"][key] for key in ("wins_a", "wins_b", "ties")) == 3
+    assert pair["win_rates"]["similarity"]["unscored"] == 1
+    assert any("2 of 8 answers have no similarity" in line for line in manifest["headline"])
+    assert judge.run(config, force=False)["id"] == manifest["id"]
+    with pytest.raises(ConfigChanged, match=r"judge\.coverage_margin"):
+        judge.run(make_run(coverage_margin=0.2), force=False)
+
+
+def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluster, make_run):
+    fault = Fault(500, error("broken"), {"retry-after-ms": "1"})
+
+    def one_row_breaks(_, request):
+        prompt = request["messages"][1]["content"]
+        return fault if "big data" in prompt and prompt.index("answer 2.") < prompt.index("<answer_b>") else None
+
+    with JudgeServer(one_row_breaks).running() as server:
+        config = make_run(**openai(server, usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=2.0))
+        manifest = judge.run(config, force=False)
+        verdicts = [Verdict(**row) for row in read(config, "verdicts.parquet")]
+        assert [row.winner for row in verdicts] == ["b", "b", "b", "b", "b", None, "b", "b"]
+        assert verdicts[5].swapped and "no reply: Error code: 500" in verdicts[5].unscored
+        assert verdicts[1].explanation.startswith("Between answer 2 and answer 1, A is longer.")
+        assert json.loads(verdicts[0].raw)["usage"]["prompt_tokens"] == 100
+        assert (verdicts[0].judge, verdicts[0].cost_usd) == ("openai:stub-1", pytest.approx(200e-6))
+        [pair] = manifest["pairs"]
+        assert [pair["win_rates"]["openai:stub-1"][key] for key in ("wins_a", "wins_b", "ties", "unscored")] == [0, 3, 0, 1]
+        num_calls = len(server.requests)
+        server.fault = lambda number, request: None
+        again = judge.run(config, force=True)
+    assert len(server.requests) == num_calls + 1  # the failed one alone
+    assert again["judges"][0]["replies_kept_before"] == 7
+    assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
+
+
+def test_a_killed_driver_pays_again_only_for_what_was_in_flight(ray_cluster, make_run, tmp_path):
+    with JudgeServer(latency_s=0.2).running() as server:
+        config = make_run(num_copies=10, **openai(server))
+        num_calls = 10 * len(COURSE) * 2
+        file = tmp_path / "config.toml"
+        file.write_text(
+            f'[run]\nname = "r"\nstorage = "{tmp_path}"\n[answer]\nmodels = ["base", "teacher"]\n[workers]\ncpus = 1\n'
+            f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\n'
+            f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = 4\n'
+        )
+        driver = subprocess.Popen([sys.executable, "-m", "ray_jobs", "judge", str(file)], env=os.environ)
+        try:
+            _wait_until(lambda: len(server.requests) >= num_calls // 4, timeout_s=90)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        _wait_until_quiet(server)
+        before = len(server.requests)
+        assert before < num_calls
+        judge.run(config, force=False)
+        assert num_calls <= len(server.requests) <= num_calls + 4
+        killed = read(config, "verdicts.parquet")
+        whole = make_run(name="whole", num_copies=10, **openai(server))
+        judge.run(whole, force=False)
+    assert killed == read(whole, "verdicts.parquet")
+    assert read(config, "similarities.parquet") == read(whole, "similarities.parquet")
+
+
+def _wait_until(condition, *, timeout_s):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def _wait_until_quiet(server):
+    seen = -1
+    while seen != len(server.requests):
+        seen = len(server.requests)
+        time.sleep(2)
+
+
+def test_a_wrong_key_stops_after_one_call_and_leaves_no_manifest(ray_cluster, make_run):
+    with JudgeServer(lambda number, _: Fault(401, error("Incorrect API key", "invalid_api_key"))).running() as server:
+        config = make_run(**openai(server))
+        with pytest.raises(EndpointError, match=r"judge 'stub-1' at http.*Incorrect API key"):
+            judge.run(config, force=False)
+    assert len(server.requests) == 1
+    assert not RunFolder(config).folder("judge").exists("manifest.json")
+
+
+def test_workers_that_fit_nowhere_are_refused_at_once(ray_cluster, make_run):
+    config = make_run()
+    config = config.model_copy(update={"workers": config.workers.model_copy(update={"cpus": 64.0})})
+    with pytest.raises(ClusterError, match=r"judge needs 1 x \(64 CPUs"):
+        judge.run(config, force=False)
+
+
+def nothing_written(config):
+    return not RunFolder(config).folder("judge").exists("started.json")
+
+
+def test_no_key_is_said_before_anything(make_run, monkeypatch):
+    config = make_run(judges=["coverage", "openai"])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY, which is not set"):
+        judge.run(config, force=False)
+    assert nothing_written(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "error_type", "message"),
+    [
+        ({"vectors": "no-such-file.txt"}, ModelError, "no built-in name"),
+        ({"coverage_model": "no/such-model"}, ModelError, "no/such-model"),
+        ({"pairs": [["base", "student"]]}, ConfigError, "pairs name 'student', but"),
+        ({"pairs": []}, ConfigError, "pairs is empty"),
+        ({"pairs": [["base", "base"]]}, ConfigError, "'base' meet itself"),
+    ],
+)
+def test_bad_settings_write_nothing(make_run, section, error_type, message):
+    config = make_run(**section)
+    with pytest.raises(error_type, match=message):
+        judge.run(config, force=False)
+    assert nothing_written(config)
+
+
+def test_answers_of_other_questions_are_refused(make_run):
+    config = make_run()
+    folder = RunFolder(config).folder("prepare")
+    folder.write_jsonl("questions.jsonl", folder.read_jsonl("questions.jsonl")[1:])
+    with pytest.raises(DataError, match="do not belong together"):
+        judge.run(config, force=False)
+    assert nothing_written(config)
+
+
+def test_no_answers_yet(tmp_path):
+    config = validate({"run": {"name": "empty", "storage": str(tmp_path)}})
+    with pytest.raises(StageMissing, match="'prepare' has not finished"):
+        judge.run(config, force=False)
