@@ -1,27 +1,13 @@
 """Packed rows and the micro-batches of a step."""
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from packed_rows import write_rows
 
 from ray_jobs.core.errors import DataError
 from ray_jobs.training.batches import IGNORE, PackedRows, collate, eval_batches, step_batches, step_rows
-
-
-def write_rows(folder, segments, columns=("input_ids", "labels", "segment_lengths")):
-    """Write one packed row for each list of segment lengths; row i holds tokens 1000 i, 1000 i + 1, ..."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for i, lengths in enumerate(segments):
-        tokens = list(range(1000 * i, 1000 * i + sum(lengths)))
-        labels = [IGNORE if n == 0 else token for length, start in zip(lengths, np.cumsum([0, *lengths]), strict=False)
-                  for n, token in enumerate(tokens[start : start + length])]
-        row = {"row_id": str(i), "input_ids": tokens, "labels": labels, "segment_lengths": list(lengths)}
-        rows.append({key: row[key] for key in ("row_id", *columns)})
-    pq.write_table(pa.Table.from_pylist(rows), folder / "part-0.parquet")
-    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ray_jobs.training.memory import memory_limit, peak_bytes
 
 def test_an_allocation_past_the_limit_ends_in_one_line_and_leaves_the_process_unharmed():
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    with pytest.raises(MemoryLimitExceeded, match="worker 3 needs more than its .* GiB.*raise \\[workers\\] memory") as caught:
+    with pytest.raises(MemoryLimitExceeded, match=r"worker 3 needs more than its .* GiB.*raise \[workers\] memory") as caught:
         with memory_limit(peak_bytes() + 100 * 2**20, rank=3):
             torch.ones(2**29)  # 2 GiB
     assert "\n" not in str(caught.value)
