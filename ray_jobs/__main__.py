@@ -1,6 +1,7 @@
 """`raystill JOB CONFIG [--section.field value]`: parses, then imports the job, then runs it."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -47,7 +48,8 @@ def _run_job(arguments: list[str]) -> int:
 
     config = load_config(options.config, overrides)
     module = importlib.import_module(MODULES.get(options.job, f"ray_jobs.{options.job}"))
-    summary = module.run(config, force=options.force)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the summary alone, whatever a library prints
+        summary = module.run(config, force=options.force)
     print(json.dumps(summary, ensure_ascii=False) if options.json else _for_people(summary))
     return 0
 

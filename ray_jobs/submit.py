@@ -135,8 +135,9 @@ def _client(address: str) -> Iterator[Any]:
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray would prefer a RAY_ADDRESS that is set to the one given
+    host, port = _host_and_port(address)
     try:
-        _knock(address)
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
         yield JobSubmissionClient(address)
     except AuthenticationError as error:
         raise ClusterUnreachable(f"{address} refuses the token (set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {_line(error)}") from None
@@ -150,12 +151,11 @@ def _client(address: str) -> Iterator[Any]:
         raise ClusterUnreachable(f"the job server at {address} failed: {_line(error)}") from None
 
 
-def _knock(address: str) -> None:
+def _host_and_port(address: str) -> tuple[str, int]:
     parts = urlsplit(address if "://" in address else f"http://{address}")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ClusterError(f"--address {address!r} is no job server: give its URL, like http://127.0.0.1:{DASHBOARD_PORT}")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
+    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _line(error: Exception) -> str:

@@ -51,9 +51,8 @@ def search(
         tune.with_resources(trial, tune.PlacementGroupFactory([TRIAL_BUNDLE])),
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            search_alg=BasicVariantGenerator(random_state=seed),
+            search_alg=BasicVariantGenerator(random_state=seed, max_concurrent=max_concurrent),
             num_samples=num_samples,
-            max_concurrent_trials=max_concurrent,
             time_budget_s=time_budget_s,
         ),
         run_config=tune.RunConfig(name="ray", storage_path=folder, storage_filesystem=filesystem, verbose=0, callbacks=[outcomes]),

@@ -35,6 +35,7 @@ def kill_after_the_first_trial(config, folder):
             if trials.exists(f"{name}/finetune/manifest.json"):
                 os.killpg(driver.pid, signal.SIGKILL)
                 driver.wait()
+                assert trials.names() == [name]  # [tune] max_concurrent_trials is 1
                 return name, trials.read_json(f"{name}/finetune/manifest.json")
         time.sleep(0.2)
     os.killpg(driver.pid, signal.SIGKILL)
