@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
-from ray_jobs.core.errors import DataError
+from ray_jobs.core.errors import DataError, ModelError
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.records import Question
@@ -41,7 +41,7 @@ def check(config: Config) -> Inputs:
 
     Raises:
         DataError: a file is missing, all are empty, or the questions cannot be used.
-        ModelError: the teacher has no tokenizer or no chat template.
+        ModelError: the teacher, or the writer of pairs, has no tokenizer or no chat template.
     """
     data = config.data
     found, ignored = find_files(data.documents, suffixes=documents.READERS, what="[data] documents")
@@ -54,7 +54,8 @@ def check(config: Config) -> Inputs:
         raise DataError("nothing to train on: [data] pairs = [], train_on_chunks = false and pairs_per_chunk = 0; set one of them")
     questions_file = find_file(data.questions, suffixes=pairs.READERS, what="[data] questions") if data.questions else None
     questions = pairs.read_questions(questions_file) if questions_file else []
-    require_chat_template(resolve_model(config.teacher.model), config.teacher.model)
+    for model in {config.teacher.model, *([data.pair_writer] if data.pairs_per_chunk else [])}:
+        require_chat_template(resolve_model(model), model)
     return Inputs(found + ready, questions_file, questions, ignored + also_ignored)
 
 
@@ -63,7 +64,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
 
     Raises:
         DataError: as `check`, or nothing is left of the input.
-        ModelError: as `check`.
+        ModelError: as `check`, or the chat template cannot be trained on.
     """
     folder = RunFolder(config)
     inputs = check(config)
@@ -74,7 +75,11 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         return stage.manifest
     with connect():
         require("prepare", _READER_BUNDLE)
-        counts, dropped = _Prepare(config, stage, inputs).work()
+        try:
+            counts, dropped = _Prepare(config, stage, inputs).work()
+        except (DataError, ModelError):
+            stage.folder.clear()
+            raise
     stage.folder.write_jsonl("dropped.jsonl", [item._asdict() for item in dropped])
     manifest = stage.finish(counts=counts, headline=_headline(counts), next="raystill finetune CONFIG")
     stage.folder.delete(PARTS)
@@ -146,7 +151,6 @@ class _Prepare:
             return
         reasons = ", ".join(f"{num} {reason}" for reason, num in _by_reason(dropped).items()) or "all chunks are left out"
         first = f"; first: {dropped[0].what}" if dropped else ""
-        self._folder.clear()
         raise DataError(f"nothing is left to train on of {len(self._inputs.files)} files ({reasons}{first}): check [data]")
 
     def _pack(self, picks: list[Pick]) -> dict[str, Counter[str]]:

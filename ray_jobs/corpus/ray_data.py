@@ -1,21 +1,33 @@
 """The thin Ray layer of prepare: items through a pool of workers, results as they come."""
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
+
+from ray_jobs.core import errors
 
 MAX_BLOCKS = 1000
 """Blocks of the item list: one item each up to here, so that a slow file holds up no other."""
 
 
 class _Worker:
-    """Holds one worker object in an actor; items and results cross as JSON text."""
+    """Holds one worker object in an actor; items and results cross as JSON text.
+
+    An error raised on purpose crosses as a result: Ray would wrap it in its own, and try again what cannot work.
+    """
 
     def __init__(self, kind: type, arguments: dict[str, Any]):
-        self._worker = kind(**arguments)
+        self._make = functools.cache(functools.partial(kind, **arguments))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"result": [json.dumps(self._worker(json.loads(item))) for item in batch["item"]]}
+        return {"result": [json.dumps(self._outcome(json.loads(item))) for item in batch["item"]]}
+
+    def _outcome(self, item: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"value": self._make()(item)}
+        except errors.JobError as error:
+            return {"error": type(error).__name__, "message": str(error)}
 
 
 def each(
@@ -29,6 +41,9 @@ def each(
         kind: class of the workers; made once for each.
         bundle: what one worker takes, as Ray names it: "CPU", "GPU", "memory".
         num_workers: at most so many.
+
+    Raises:
+        JobError: as the first worker that raised one.
     """
     import ray
 
@@ -45,4 +60,7 @@ def each(
         memory=bundle.get("memory") or None,
     )
     for row in dataset.iter_rows():
-        yield json.loads(row["result"])
+        outcome = json.loads(row["result"])
+        if "error" in outcome:
+            raise getattr(errors, outcome["error"])(outcome["message"])
+        yield outcome["value"]

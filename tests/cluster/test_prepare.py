@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_jobs import prepare
-from ray_jobs.core.errors import ConfigChanged, DataError
+from ray_jobs.core.errors import ConfigChanged, DataError, ModelError
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus.packing import IGNORE
 
@@ -212,6 +213,16 @@ def test_a_run_where_nothing_is_left_stops(ray_cluster, config, course):
     ):
         prepare.run(broken, force=False)
     assert not folder_of(broken).exists("started.json")
+
+
+def test_a_template_that_cannot_be_trained_on_is_one_clear_error(ray_cluster, config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    changing = "{% for m in messages %}{{ m.role + (messages | length | string) + m.content }}{% endfor %}"
+    (tmp_path / "model" / "chat_template.jinja").write_text(changing)
+    odd = config(teacher__model=str(tmp_path / "model"))
+    with pytest.raises(ModelError, match="writes another prompt"):
+        prepare.run(odd, force=False)
+    assert not folder_of(odd).exists("started.json")
 
 
 def test_a_model_writes_pairs_from_chunks(ray_cluster, config, course, tiny_model):
