@@ -64,13 +64,11 @@ def _caption(rows: Sequence[Row]) -> str:
 
 
 def _chart(rows: Sequence[Row]) -> Chart | None:
-    keys = ("tokens_per_s", "loss_nats", "size_bytes")
-    points = [
-        Point(
-            name(row["name"]), row["tokens_per_s"], row["loss_nats"], row["size_bytes"], row["name"] if row["name"] in NAMES else "student"
-        )
-        for row in rows
-        if all(row.get(key) is not None for key in keys)
-    ]
+    points = [_point(row) for row in rows if all(row.get(key) is not None for key in ("tokens_per_s", "loss_nats", "size_bytes"))]
     y_label = "held-out loss in nats per token; area: size on disk"
     return bubble_chart("Speed, quality and size", points, x_label="tokens per second", y_label=y_label)
+
+
+def _point(row: Row) -> Point:
+    kind = row["name"] if row["name"] in NAMES else "student"
+    return Point(name(row["name"]), row["tokens_per_s"], row["loss_nats"], row["size_bytes"], kind)

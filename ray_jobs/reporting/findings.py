@@ -10,8 +10,8 @@ from ray_jobs.reporting.comparisons import Side
 
 Finding = dict[str, Any]
 DECIDED: tuple[Winner, ...] = ("a", "b")
-_SECOND_IS_A: dict[Side, Winner | None] = {"2": "a", "1": "b", "tie": "tie", "unscored": None}
-_ROWS: dict[Side, int] = {"2": 0, "1": 1, "tie": 2}
+_WINNER: dict[Side, Winner | None] = {"1": "a", "2": "b", "tie": "tie", "unscored": None}
+_SECOND_IS_A: dict[Side, Winner | None] = {**_WINNER, "2": "a", "1": "b"}
 SCORED: tuple[Side, ...] = ("1", "2", "tie")
 
 
@@ -62,8 +62,8 @@ def _match(pair: tuple[str, str], judge: str | None, winners: list[Side]) -> Fin
 
 
 def _agreement(model_1: str, model_2: str, judge: str, rows: list[Comparison], seed: int) -> Finding:
-    by_judge = [_SECOND_IS_A[row.llm_winner] for row in rows]
-    by_similarity = [_SECOND_IS_A[row.cos_winner] for row in rows]
+    by_judge = [_WINNER[row.llm_winner] for row in rows]
+    by_similarity = [_WINNER[row.cos_winner] for row in rows]
     full = agreement(by_judge, by_similarity, seed=seed)
     decided = agreement(by_judge, by_similarity, labels=DECIDED, seed=seed)
     return {
@@ -72,7 +72,7 @@ def _agreement(model_1: str, model_2: str, judge: str, rows: list[Comparison], s
         "judge": judge,
         "num_questions": full.num,
         "left_out": len(rows) - full.num,
-        "table": {row: {column: full.table[_ROWS[row]][_ROWS[column]] for column in SCORED} for row in SCORED},
+        "table": {row: dict(zip(SCORED, counts, strict=True)) for row, counts in zip(SCORED, full.table, strict=True)},
         "agreed": sum(full.table[i][i] for i in range(len(SCORED))),
         "contradictions": decided.table[0][1] + decided.table[1][0],
         "kappa": full.kappa,

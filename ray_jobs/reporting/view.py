@@ -151,9 +151,14 @@ def _counts(counts: Mapping[str, Any]) -> Items:
 
 
 def _stage(key: str, stage: Mapping[str, Any]) -> dict[str, Any]:
-    peaks = stage["facts"].get("peak_bytes")
-    ranks = peaks if isinstance(peaks, list) else [peaks] if peaks else []
-    return {**stage, "name": key, "worker_peaks": [size(peak) for peak in ranks]}
+    peaks = [value for fact, value in stage["facts"].items() if fact.endswith("peak_bytes") or fact.startswith("peak_bytes")]
+    return {**stage, "name": key, "worker_peaks": [size(peak) for value in peaks for peak in _numbers(value)]}
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return the numbers of a number, a list or a dict of them."""
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return [found for found in values if isinstance(found, int | float)]
 
 
 def _versions(provenance: Mapping[str, Any]) -> Items:

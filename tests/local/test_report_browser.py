@@ -1,0 +1,201 @@
+"""The report in a real headless Chromium, opened from file:// as a person would open it."""
+
+import json
+import re
+import shutil
+import time
+
+import pytest
+from report_run import config_of, make_questions, write_run
+
+from ray_jobs import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+ATTACK = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></textarea>\"' \u202egpj.exe\u202c"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_report(chromium):
+    """A function that opens the report of a run and returns its page; no error, no request beyond the file is let through."""
+    pages, complaints = [], []
+
+    def open_(folder, **options):
+        page = chromium.new_page(**options)
+        pages.append(page)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+        page.goto(f"file://{folder}/house/report/report.html")
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    answer_of = lambda q, model, i: f"{ATTACK if i == 2 else ''} The {model} answers part {i}."  # noqa: E731
+    write_run(folder, make_questions(100), answer_of=answer_of, judges=("coverage", "openai:stub"))
+    report.run(config_of(folder), force=False)
+    return folder
+
+
+def _rows(folder):
+    return json.loads((folder / "house" / "report" / "report.json").read_text())
+
+
+def _expect_count(page, count):
+    page.locator("#count", has_text=re.compile(rf"^{count} of ")).wait_for(timeout=5000)
+
+
+def _contrast(ink, paper):
+    """WCAG 2.2 contrast ratio of two CSS rgb() colours."""
+    lights = []
+    for colour in (ink, paper):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_a_question_opens_on_both_answers_and_the_explanations(hundred, open_report):
+    page = open_report(hundred)
+    first = page.locator(".entry").first
+    first.locator("summary").click()
+    text = first.inner_text()
+    for words in (
+        "Sample answer",
+        "It keeps record 0.",
+        "The base answers part 0.",
+        "The teacher answers part 0.",
+        "cosine 0.9",
+        "statements",
+    ):
+        assert words in text
+    assert page.locator("h1").inner_text() == _rows(hundred)["answer"]
+
+
+def test_what_models_wrote_stays_text(hundred, open_report):
+    page = open_report(hundred)
+    entry = page.locator(".entry").nth(2)
+    entry.locator("summary").click()
+    assert "<script>window.hacked = 1</script><img src=x" in entry.inner_text()
+    assert "U+202E" in entry.inner_text() and "\u202e" not in entry.inner_text()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img").count() == 0
+
+
+def test_no_other_script_may_run_even_if_an_escape_were_forgotten(hundred, chromium):
+    page = chromium.new_page()
+    page.goto(f"file://{hundred}/house/report/report.html")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 3\">')")
+    page.evaluate("const s = document.createElement('script'); s.textContent = 'window.hacked = 4'; document.body.append(s)")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    page.close()
+
+
+def test_filters_show_exactly_the_rows_that_match(hundred, open_report):
+    page = open_report(hundred)
+    told = _rows(hundred)
+    match = next(m for m in told["matches"] if m["judge"] == "coverage" and m["model_1"] == "base")
+    for value, key in (("1", "wins_1"), ("2", "wins_2"), ("tie", "ties"), ("unscored", "unscored")):
+        page.select_option("[name=judged]", value)
+        _expect_count(page, match[key])
+    page.click("button[type=reset]")
+    page.select_option("[name=language]", "de")
+    _expect_count(page, 12)
+    page.click("button[type=reset]")
+    page.fill("[name=search]", "BASE part 41.")
+    _expect_count(page, 1)
+    assert "part 41 " in page.locator(".entry").inner_text()
+
+
+def test_contradictions_are_one_click_away_widest_first(hundred, open_report):
+    page = open_report(hundred)
+    item = next(a for a in _rows(hundred)["agreement"] if a["judge"] == "openai:stub" and a["model_1"] == "teacher")
+    page.click("[data-contradictions='openai:stub'][data-pair='1']")
+    _expect_count(page, item["contradictions"])
+    entries = page.locator(".entry").all_text_contents()
+    assert all("contradicts the judge" in text for text in entries)
+    margins = [float(re.search(r" by ([0-9.]+)", text)[1]) for text in entries]
+    assert margins == sorted(margins, reverse=True)
+    assert "fine-tuned" in entries[0] and "student" in entries[0]
+
+
+def test_it_works_with_the_keyboard_alone(hundred, open_report):
+    page = open_report(hundred)
+    page.keyboard.press("/")
+    page.keyboard.type("PART 77")
+    _expect_count(page, 1)
+    page.keyboard.press("Escape")
+    _expect_count(page, 100)
+    page.evaluate("document.activeElement.blur()")
+    for key in ("j", "j", "j", "k", "Enter"):
+        page.keyboard.press(key)
+    assert [entry.get_attribute("open") is not None for entry in page.locator(".entry").all()[:3]] == [False, True, False]
+
+
+def test_every_control_has_a_name(hundred, open_report):
+    page = open_report(hundred)
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll("input, select, button, summary, svg[role=img]")].filter((node) =>
+             !(node.labels?.length || node.textContent.trim() || node.getAttribute("aria-label"))).map((node) => node.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_a_link_to_a_question_opens_it(hundred, open_report):
+    page = open_report(hundred)
+    page.click("#more")
+    last = page.locator(".entry").last.get_attribute("id")
+    page.evaluate("id => { location.hash = '' ; location.hash = id }", last)
+    page.locator(f"#{last}[open]").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_sticks_out_and_text_has_contrast(hundred, open_report, scheme, width):
+    page = open_report(hundred, color_scheme=scheme, viewport={"width": width, "height": 800})
+    page.locator(".entry summary").first.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    colour_of = "place => getComputedStyle(document.querySelector(place)).color"
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for place in ("h1", ".note", ".prose", ".scores", ".apart", "thead th"):
+        assert _contrast(page.evaluate(colour_of, place), paper) >= 4.5, place
+
+
+def test_printing_prints_every_matching_question_and_then_goes_back(hundred, open_report):
+    page = open_report(hundred)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".entry[open] .answers").count() == 100
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert (page.locator(".entry").count(), page.locator(".entry[open]").count()) == (50, 0)
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_two_thousand_questions_are_browsed_without_waiting(tmp_path, open_report):
+    write_run(tmp_path, make_questions(2000))
+    report.run(config_of(tmp_path), force=False)
+    began = time.monotonic()
+    page = open_report(tmp_path)
+    _expect_count(page, 2000)
+    assert page.locator(".entry").count() == 50
+    page.fill("[name=search]", "part 1999 ")
+    _expect_count(page, 1)
+    assert time.monotonic() - began < 10
