@@ -1,4 +1,4 @@
-"""A model's config without its weights: from where the model is, or from a small table where the hub gives nothing."""
+"""A model's config without its weights: from where the model is, or from a small table of known ones."""
 
 import importlib.resources
 import json
@@ -58,16 +58,19 @@ def _of_gguf(file: Path) -> dict[str, Any]:
 
 
 def _of_hub(name: str) -> Architecture:
-    import httpx
-    from huggingface_hub import hf_hub_download
+    import httpx2
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    table = _table()
     try:
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):
+            return Architecture(json.loads(Path(cached).read_text()), "the hub's cache")
+        if name in table:  # before the hub: without a network its client retries for half a minute
+            return Architecture(table[name], "the built-in table, not the hub")
         return Architecture(json.loads(Path(hf_hub_download(name, "config.json")).read_text()), "the hub")
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        table = _table()
-        if name in table:
-            return Architecture(table[name], "the built-in table, as the hub did not give it")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx2.HTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"model {name!r} is no folder or GGUF file, and the hub did not give its config ({reason}): "

@@ -4,6 +4,7 @@ Shapes: N positions of a micro-batch, C positions of one chunk, H width, V vocab
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -173,7 +174,9 @@ def plan_distill(settings: dict[str, Any], student_settings: dict[str, Any], *, 
 def _lora_builder(settings: dict[str, Any], lora: Lora, dtype: torch.dtype) -> Callable[[int], PeftModel]:
     def build(num_layers: int) -> PeftModel:
         model = skeleton_of(settings, num_layers=num_layers, dtype=dtype)
-        return add_lora(model, rank=lora.rank, alpha=lora.rank, dropout=0.0, targets=lora.targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of peft's calls into transformers
+            return add_lora(model, rank=lora.rank, alpha=lora.rank, dropout=0.0, targets=lora.targets)
 
     return build
 
