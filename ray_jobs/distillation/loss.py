@@ -1,9 +1,13 @@
-"""The loss of distillation, as the training loop calls it."""
+"""The loss of distillation, as the training loop calls it.
+
+Shapes: N valid positions, C positions of one chunk, H width, V vocabulary.
+"""
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ray_jobs.distillation.divergence import fused_head_loss
+from ray_jobs.distillation.divergence import CHUNK_POSITIONS, fused_head_loss
 from ray_jobs.distillation.targets import WorkerTeacher
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.losses import LossSums, causal_lm, valid_hidden
@@ -12,8 +16,8 @@ from ray_jobs.training.losses import LossSums, causal_lm, valid_hidden
 class DistillLoss:
     """kd_weight * T^2 KL(teacher || student) + ce_weight * cross-entropy on the labels; terms `kl` and `ce` apart.
 
-    Without gradients (in evaluation) the divergence is taken at temperature 1: the plain KL in nats, which compares
-    across runs whatever temperature they train at.
+    Without gradients (in evaluation) the divergence is taken at temperature 1, the plain KL in nats, which compares
+    across runs whatever temperature they train at; and `ce_teacher` gives the teacher's own cross-entropy.
 
     Args:
         teacher: gives hidden states and a head.
@@ -31,15 +35,24 @@ class DistillLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSums:
         """Return the sums over the batch's valid positions."""
+        training = torch.is_grad_enabled()
         hidden_NH, labels_N = valid_hidden(model, batch)
+        teacher_NH = self.teacher.hidden(batch)
         loss = fused_head_loss(
             hidden_NH,
             causal_lm(model).get_output_embeddings().weight,
-            self.teacher.hidden(batch),
+            teacher_NH,
             self.teacher.head_VH,
             labels_N,
-            temperature=self.kd_temperature if torch.is_grad_enabled() else 1.0,
+            temperature=self.kd_temperature if training else 1.0,
             kd_weight=self.kd_weight,
             ce_weight=self.ce_weight,
         )
-        return LossSums(loss.total, {"kl": loss.kl, "ce": loss.ce})
+        terms = {"kl": loss.kl, "ce": loss.ce}
+        return LossSums(loss.total, terms if training else terms | {"ce_teacher": self._teacher_ce(teacher_NH, labels_N)})
+
+    def _teacher_ce(self, hidden_NH: Tensor, labels_N: Tensor) -> Tensor:
+        total = hidden_NH.new_zeros((), dtype=torch.float32)
+        for hidden_CH, labels_C in zip(hidden_NH.split(CHUNK_POSITIONS), labels_N.split(CHUNK_POSITIONS), strict=True):
+            total += F.cross_entropy((hidden_CH @ self.teacher.head_VH.T).float(), labels_C, reduction="sum")
+        return total
