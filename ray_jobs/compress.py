@@ -57,7 +57,10 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             (rows,) = _get([_remote(_measure, bundle).remote(work, on_progress)])
     stage.folder.write_json("table.json", rows)
     return stage.finish(
-        counts={"variants": len(exports), "rows": len(rows)}, exports=exports, headline=_headline(rows), next="raystill report CONFIG"
+        counts={"variants": len(exports), "rows": len(rows)},
+        exports=exports,
+        headline=_headline(rows, config.compress.variants),
+        next="raystill report CONFIG",
     )
 
 
@@ -192,10 +195,10 @@ def _plain_models(work: Work, device: str) -> "list[Candidate]":
 
 def _plain(name: str, device: str, dtype: Any, folders: "list[Path]", open_runtime: Callable[[], Any]) -> "Candidate":
     from ray_jobs.compression.bench import Candidate, folder_bytes
-    from ray_jobs.compression.variants import engine_name
+    from ray_jobs.compression.variants import with_version
 
-    precision = str(dtype).removeprefix("torch.").replace("float", "fp")
-    facts = {"engine": engine_name("torch"), "precision": precision, "device": device, "size_bytes": folder_bytes(*folders)}
+    precision = str(dtype).removeprefix("torch.")
+    facts = {"engine": with_version("transformers"), "precision": precision, "device": device, "size_bytes": folder_bytes(*folders)}
     return Candidate(name if device == "cpu" else f"{name}-{device}", facts, open_runtime, is_variant=name == REFERENCE)
 
 
@@ -203,20 +206,21 @@ def _variant(name: str, folder: "Path") -> "Candidate":
     import torch
 
     from ray_jobs.compression.bench import Candidate, folder_bytes
-    from ray_jobs.compression.variants import VARIANTS, engine_name, open_variant
+    from ray_jobs.compression.variants import ENGINES, VARIANTS, open_variant, with_version
 
     variant = VARIANTS[name]
-    facts = {"engine": engine_name(variant.engine), "precision": variant.precision, "device": "cpu", "size_bytes": folder_bytes(folder)}
-    return Candidate(f"student-{name}", facts, lambda: open_variant(name, folder, num_threads=torch.get_num_threads()))
+    engine = with_version(ENGINES[variant.engine].package)
+    facts = {"engine": engine, "precision": variant.precision, "device": "cpu", "size_bytes": folder_bytes(folder)}
+    return Candidate(name, facts, lambda: open_variant(name, folder, num_threads=torch.get_num_threads()))
 
 
-def _headline(rows: list[dict[str, Any]]) -> list[str]:
+def _headline(rows: list[dict[str, Any]], variants: list[str]) -> list[str]:
     lines = []
     for row in rows:
-        if row["name"].startswith(f"{REFERENCE}-"):
+        if row["name"] in variants:
             engine = ENGINE_TITLES[row["engine"].split()[0]]
             lines.append(
-                f"compress: student {row['precision']} ({engine}, {row['device']}): {row['size_bytes'] / 1e9:.2f} GB, "
-                f"{row['speedup']:.1f}x the tokens/s of the float32 student, {row['nats_change']:+.3f} nats"
+                f"compress: student {row['precision']} ({engine}): {row['size_bytes'] / 1e9:.2f} GB, "
+                f"{row['speedup']:.1f}x the tokens/s of the float32 student, {row['loss_change_nats']:+.3f} nats"
             )
     return lines

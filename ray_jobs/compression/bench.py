@@ -121,7 +121,7 @@ def _row(candidate: Candidate, seen: Measured, new_tokens: int) -> dict[str, Any
         "tokens_per_cpu_s": new_tokens / float(np.median([timing.cpu_s for timing in seen.timings])),
         "num_answers": len(totals),
         "new_tokens": new_tokens,
-        "nats": quality.nats,
+        "loss_nats": quality.loss_nats,
         "perplexity": quality.perplexity,
         "kl_nats": quality.kl_nats,
         "agreement": quality.agreement,
@@ -135,7 +135,7 @@ def _compared(rows: list[dict[str, Any]], base: dict[str, Any]) -> list[dict[str
             **row,
             "speedup": row["tokens_per_s"] / base["tokens_per_s"],
             "size_share": row["size_bytes"] / base["size_bytes"],
-            "nats_change": row["nats"] - base["nats"],
+            "loss_change_nats": row["loss_nats"] - base["loss_nats"],
         }
         for row in rows
     ]

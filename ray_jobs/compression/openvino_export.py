@@ -5,8 +5,11 @@ may reorder, and the result runs unmodified in OpenVINO GenAI, with or without p
 Shapes: B sequences, T new positions, P cached positions, H key-value heads, D width of a head, V vocabulary.
 """
 
+import contextlib
 import logging
+import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +82,7 @@ def _trace(model: PreTrainedModel) -> openvino.Model:
         "position_ids": torch.arange(cached, cached + new).expand(batch, new),
         "past": past,
     }
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), _without_telemetry(), warnings.catch_warnings():
         # the tracer warns of Python values that it keeps as constants; the parity check feeds other lengths
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         converted = openvino.convert_model(_WithCacheTensors(model), example_input=example)
@@ -149,7 +152,20 @@ def save(converted: openvino.Model, model: PreTrainedModel, tokenizer: PreTraine
 
 def compress_weights(converted: openvino.Model) -> None:
     """Store all weights as asymmetric int8 per output channel, in place; products stay in the runtime's type."""
-    import nncf
+    with _without_telemetry():
+        import nncf
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep openvino and nncf from reporting their use over the network; CI=true is the one switch that both know."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop("CI")
+        os.environ.update({} if before is None else {"CI": before})

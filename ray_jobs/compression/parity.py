@@ -4,7 +4,7 @@ import numpy as np
 
 from ray_jobs.core.errors import ModelError
 
-BOUNDS = {"fp32": 1e-4, "int8": 0.5}
+BOUNDS = {"float32": 1e-4, "int8": 0.5}
 """Largest relative error of the logits. float32 leaves room for another order of additions alone; int8 catches broken
 graphs (their error is above 1) and leaves the finer judgement to the table's loss and KL columns."""
 

@@ -24,7 +24,7 @@ class Quality(NamedTuple):
     """Means over the labelled tokens."""
 
     num_tokens: int
-    nats: float
+    loss_nats: float
     """Cross-entropy of the labels."""
     kl_nats: float | None
     """KL(reference || model) of the next-token distributions; None without a reference."""
@@ -34,7 +34,7 @@ class Quality(NamedTuple):
     @property
     def perplexity(self) -> float:
         """The exponential of the loss."""
-        return math.exp(self.nats)
+        return math.exp(self.loss_nats)
 
 
 def split_rows(rows: Iterable[Mapping[str, Any]]) -> list[Segment]:

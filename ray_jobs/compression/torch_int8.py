@@ -1,8 +1,8 @@
 """Symmetric int8 in plain torch: weights with one scale per output row, activations with one per token.
 
-`torch.ao` dynamic quantization gives all tokens of a call one activation scale; language models have tokens with
-outliers a hundred times larger than the rest, and lose their text to it (docs/dependencies.md has the figures).
-One scale per token keeps them apart.
+`torch.ao` dynamic quantization gives all tokens of a call one activation scale; language models have tokens whose
+activations dwarf the others, which then round to nothing: on SmolLM2-135M its KL to the float model is 1.1 nats a token,
+against 0.04 with a scale for each token.
 Shapes: N tokens, I input width, O output width, V vocabulary, H width of an embedding.
 """
 

@@ -23,9 +23,9 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "torch-int8": Variant("torch", "int8"),
-    "openvino-fp32": Variant("openvino", "fp32"),
+    "openvino-fp32": Variant("openvino", "float32"),
     "openvino-int8": Variant("openvino", "int8"),
-    "onnx-fp32": Variant("onnxruntime", "fp32"),
+    "onnx-fp32": Variant("onnxruntime", "float32"),
     "onnx-int8": Variant("onnxruntime", "int8"),
 }
 
@@ -66,7 +66,7 @@ def export(engine: str, names: list[str], source: Source) -> Iterator[Export]:
     """
     with tempfile.TemporaryDirectory(prefix="raystill-export-") as staging:
         for name, folder, error in ENGINES[engine].export(names, source, Path(staging)):
-            yield Export(name, folder, {"relative_error": error, "engine": engine_name(engine)})
+            yield Export(name, folder, {"relative_error": error, "engine": with_version(ENGINES[engine].package)})
 
 
 def open_variant(name: str, folder: Path, *, num_threads: int) -> Runtime:
@@ -74,9 +74,8 @@ def open_variant(name: str, folder: Path, *, num_threads: int) -> Runtime:
     return ENGINES[VARIANTS[name].engine].open(folder, num_threads)
 
 
-def engine_name(engine: str) -> str:
-    """Return an engine with its version, like "openvino 2026.4.1"."""
-    package = ENGINES[engine].package
+def with_version(package: str) -> str:
+    """Return an installed package with its version, like "openvino 2026.4.1"."""
     return f"{package} {importlib.metadata.version(package)}"
 
 
@@ -107,8 +106,8 @@ def _export_openvino(names: list[str], source: Source, staging: Path) -> _Export
     model, tokenizer = source.load(), AutoTokenizer.from_pretrained(source.folder)
     expected = TorchRuntime(model).logits(source.probe_ids)
     converted = openvino_export.convert(model)
-    check_parity(probe(converted, source.probe_ids), expected, precision="fp32", what="openvino")
-    for name in sorted(names, key=lambda name: VARIANTS[name].precision != "fp32"):  # int8 compresses in place, so it comes last
+    check_parity(probe(converted, source.probe_ids), expected, precision="float32", what="openvino")
+    for name in sorted(names, key=lambda name: VARIANTS[name].precision != "float32"):  # int8 compresses in place, so it comes last
         precision = VARIANTS[name].precision
         if precision == "int8":
             openvino_export.compress_weights(converted)

@@ -257,9 +257,9 @@ class CompressSection(Section):
         "onnx-int8",
     ]
     """What is made of the student."""
-    num_questions: Positive = 4
+    num_questions: Positive = 3
     """Questions timed for latency and tokens a second."""
-    new_tokens: Positive = 48
+    new_tokens: Positive = 32
     """Tokens generated for each timed question."""
     num_rows: Positive = 8
     """Held-out packed rows for the quality column."""

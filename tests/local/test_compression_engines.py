@@ -1,5 +1,6 @@
 """Every exporter and engine on a real model of small size: same logits, same greedy tokens, int8 small and close."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ray_jobs.compression.torch_int8 import load_torch_int8
 from ray_jobs.compression.variants import VARIANTS, Source, by_engine, export, open_variant
 from ray_jobs.core.errors import ModelError
 
+CI_BEFORE = os.environ.get("CI")
 IDS = [11, 205, 3307, 41, 17000, 8, 999, 23, 500, 4242, 12, 77]
 NEW_TOKENS = 12
 
@@ -97,6 +99,13 @@ def test_openvino_folder_answers_text(exported, smollm2):
     chat = [{"role": "user", "content": "What is a page table?"}]
     expected = AutoTokenizer.from_pretrained(smollm2).apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert pipeline.get_tokenizer().apply_chat_template(chat, add_generation_prompt=True) == expected
+
+
+def test_nothing_is_reported_over_the_network(exported):
+    from openvino_telemetry import Telemetry
+
+    assert Telemetry().consent is False
+    assert os.environ.get("CI") == CI_BEFORE
 
 
 def save(model, tokenizer_from, folder):

@@ -87,10 +87,10 @@ def test_loss_and_kl_are_those_of_torch():
         labels += [segment.labels[t + 1] for t in counted]
     quality = score(model, SEGMENTS, log_p)
     assert quality.num_tokens == len(labels) == 4
-    assert quality.nats == pytest.approx(nn.functional.nll_loss(torch.cat(log_q), torch.tensor(labels)).item(), rel=1e-6)
+    assert quality.loss_nats == pytest.approx(nn.functional.nll_loss(torch.cat(log_q), torch.tensor(labels)).item(), rel=1e-6)
     kl = nn.functional.kl_div(torch.cat(log_q), torch.cat(log_p), log_target=True, reduction="batchmean")
     assert quality.kl_nats == pytest.approx(kl.item(), rel=1e-5)
-    assert quality.perplexity == pytest.approx(math.exp(quality.nats))
+    assert quality.perplexity == pytest.approx(math.exp(quality.loss_nats))
     same = score(reference, SEGMENTS, log_p)
     assert (same.kl_nats, same.agreement) == (0, 1)
 
@@ -121,7 +121,11 @@ def test_bench_interleaves_and_compares_with_the_reference():
 
     progress = []
     rows = measure(
-        [candidate("teacher", is_variant=False, seconds=0.002), candidate("student", seconds=0.004), candidate("student-int8", seconds=0.001, noise=0.5)],
+        [
+            candidate("teacher", is_variant=False, seconds=0.002),
+            candidate("student", seconds=0.004),
+            candidate("student-int8", seconds=0.001, noise=0.5),
+        ],
         prompts=[[1, 2], [3]],
         segments=SEGMENTS,
         new_tokens=4,
@@ -133,9 +137,9 @@ def test_bench_interleaves_and_compares_with_the_reference():
     assert progress[-1] == (5, 6, "student-int8")
     teacher, student, int8 = rows
     assert (teacher["kl_nats"], teacher["agreement"]) == (None, None)
-    assert (student["kl_nats"], student["agreement"], student["speedup"], student["nats_change"]) == (0, 1, 1, 0)
+    assert (student["kl_nats"], student["agreement"], student["speedup"], student["loss_change_nats"]) == (0, 1, 1, 0)
     assert int8["kl_nats"] > 0
-    assert int8["nats_change"] == pytest.approx(int8["nats"] - student["nats"])
+    assert int8["loss_change_nats"] == pytest.approx(int8["loss_nats"] - student["loss_nats"])
     assert int8["size_share"] == 0.25
     assert int8["speedup"] == pytest.approx(4)
     assert (int8["num_answers"], int8["answer_p50_s"], int8["first_token_s"]) == (4, pytest.approx(0.004), pytest.approx(0.001))
