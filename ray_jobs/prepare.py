@@ -25,6 +25,7 @@ from ray_jobs.corpus.writer import CHUNKS_PER_BATCH, Engine
 
 PARTS = "parts"
 _READER_BUNDLE = {"CPU": 1.0}
+_READER_BYTES = 2**20  # of input for each worker: starting one takes as long as reading about so much
 
 
 class Inputs(NamedTuple):
@@ -115,7 +116,8 @@ class _Prepare:
     def _read_files(self) -> list[str]:
         items = [{"unit": f"file-{i:06d}", "file": file} for i, file in enumerate(self._inputs.files)]
         arguments = {**self._common, "chunk_tokens": self._config.data.chunk_tokens}
-        self._each(items, ReadFile, arguments, label="read", unit="file", bundle=_READER_BUNDLE, num_workers=_num_cpus())
+        num_workers = min(_num_cpus(), 1 + sum(file.size() for file in self._inputs.files) // _READER_BYTES)
+        self._each(items, ReadFile, arguments, label="read", unit="file", bundle=_READER_BUNDLE, num_workers=num_workers)
         return [item["unit"] for item in items]
 
     def _write_pairs(self, chunks: list[Pick]) -> list[str]:

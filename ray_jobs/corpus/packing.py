@@ -13,13 +13,13 @@ IGNORE = -100
 def pack(lengths: list[int], capacity: int) -> list[list[int]]:
     """Return groups of indices whose lengths sum to at most `capacity` each, by best-fit decreasing.
 
-    In falling order best fit needs at most 11/9 times the fewest rows possible, and one more. Indices in a group ascend,
+    In falling order best fit needs at most 11/9 times the fewest rows possible, and four more. Indices in a group ascend,
     groups are ordered by their first index: the result depends on the lengths alone.
 
     Raises:
         ValueError: a length is above the capacity.
 
-    Source: Johnson 1974, Fast algorithms for bin packing; Ding et al. 2024, arXiv:2404.10830 (for language models).
+    Source: Johnson, Demers, Ullman, Garey, Graham 1974, SIAM J. Comput. 3(4); Ding et al. 2024, arXiv:2404.10830 (for language models).
     """
     groups: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, group), ascending
