@@ -31,6 +31,7 @@ COLUMNS = (
     Column("name", "Model", name, numeric=False),
     Column("engine", "Engine", _text, numeric=False),
     Column("precision", "Precision", _text, numeric=False),
+    Column("device", "Device", _text, numeric=False),
     Column("size_bytes", "Size", size),
     Column("load_s", "Load", _milliseconds),
     Column("first_token_s", "First token", _milliseconds),
@@ -45,8 +46,10 @@ COLUMNS = (
 
 
 def compression_view(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return `columns` (those that some row fills), `rows` of written cells, `caption` and `chart`."""
+    """Return `columns` (those that some row fills; the device where there are several), `rows` of written cells, `caption` and `chart`."""
     columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    if len({row.get("device") for row in rows}) == 1:
+        columns = [column for column in columns if column.key != "device"]
     return {
         "columns": columns,
         "rows": [[column.write(row.get(column.key)) for column in columns] for row in rows],
@@ -70,5 +73,6 @@ def _chart(rows: Sequence[Row]) -> Chart | None:
 
 
 def _point(row: Row) -> Point:
-    kind = row["name"] if row["name"] in NAMES else "student"
+    model = row["name"].partition("-")[0]
+    kind = model if model in NAMES else "student"
     return Point(name(row["name"]), row["tokens_per_s"], row["loss_nats"], row["size_bytes"], kind)

@@ -18,7 +18,7 @@ def name(model: str) -> str:
 def verdict_sentence(match: Mapping[str, Any]) -> str:
     """Return what one judge's wins show about the second model of a pair, with the figures."""
     first, second = (_NOUNS.get(match[key], match[key]) for key in ("model_1", "model_2"))
-    figures = f"{match['wins_2']}:{match['wins_1']}" + (f" with {match['ties']} ties" if match["ties"] else "")
+    figures = f"{match['wins_2']}:{match['wins_1']}" + (f" with {match['ties']} tie{'s' * (match['ties'] > 1)}" if match["ties"] else "")
     test = f", {p_value(match['p_value'])}" if match["p_value"] is not None else ""
     return f"The {second} {_relation(match)} the {first}: {match['measure']} {figures}{test}."
 
@@ -34,7 +34,7 @@ def agreement_sentence(agreement: Mapping[str, Any]) -> str:
 def loss_sentence(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what can be said where nobody has judged: the held-out losses, or that there are none yet."""
     found = manifests.get("finetune", {}).get("eval", {})
-    if "teacher_nats" not in found:
+    if found.get("teacher_nats") is None or found.get("base_nats") is None:
         return "Nobody has judged this run's answers yet."
     relation = "lower than" if found["teacher_nats"] < found["base_nats"] else "not lower than"
     return (

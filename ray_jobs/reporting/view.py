@@ -14,7 +14,7 @@ from ray_jobs.reporting.run_files import Rows, RunFiles
 from ray_jobs.reporting.sentences import NAMES, judge_in_words, name, power_sentence
 
 Items = list[tuple[str, Any]]
-TERMS = {"kl": "KL to the teacher", "ce": "cross-entropy"}
+TERMS = {"kl": "KL to the teacher", "ce": "cross-entropy", "ce_teacher": "the teacher's cross-entropy"}
 SIMILARITY_IN_WORDS = (
     "The cosine of the mean word vectors of an answer and its sample answer. It sees which words are used, not whether the sentence "
     "is right. Its scale is narrow: compare the means below, and read each difference with its margin."
@@ -73,10 +73,10 @@ def _series(steps: Rows, total: str, parts: str, term: str | None) -> Points:
 def _facts(summary: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     finetune, distill = summary["losses"]["finetune"], summary["losses"]["distill"]
     yield _fact("Questions", number(summary["counts"]["questions"]), "each with a sample answer")
-    if "teacher_nats" in finetune:
+    if finetune.get("teacher_nats") is not None:
         note = f"nats a token; base {number(finetune['base_nats'], 3)}"
         yield _fact("Fine-tuned, held-out loss", number(finetune["teacher_nats"], 3), note)
-    if "kl_after_nats" in distill:
+    if distill.get("kl_after_nats") is not None:
         note = f"nats a token; freshly cut {number(distill['kl_before_nats'], 3)}"
         yield _fact("Student, KL to the teacher", number(distill["kl_after_nats"], 3), note)
     sizes = [row for row in summary["compression"] if row.get("size_bytes")]
@@ -138,7 +138,7 @@ def _unknown_words(run: RunFiles) -> Items:
 def _losses(losses: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for stage, what, before, after in LOSSES:
         found = losses[stage]
-        if before in found and after in found:
+        if found.get(before) is not None and found.get(after) is not None:
             yield {"what": what, "before": found[before], "after": found[after], "change": found[after] - found[before]}
 
 
@@ -151,14 +151,18 @@ def _counts(counts: Mapping[str, Any]) -> Items:
 
 
 def _stage(key: str, stage: Mapping[str, Any]) -> dict[str, Any]:
-    peaks = [value for fact, value in stage["facts"].items() if fact.endswith("peak_bytes") or fact.startswith("peak_bytes")]
-    return {**stage, "name": key, "worker_peaks": [size(peak) for value in peaks for peak in _numbers(value)]}
+    return {**stage, "name": key, "worker_peaks": [size(peak) for peak in _peaks(stage["facts"])]}
 
 
-def _numbers(value: Any) -> list[float]:
-    """Return the numbers of a number, a list or a dict of them."""
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    return [found for found in values if isinstance(found, int | float)]
+def _peaks(facts: Mapping[str, Any]) -> list[float]:
+    """Return the peak bytes of the workers wherever a manifest states them: one number, or one a rank."""
+    found: list[float] = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            found += _peaks(value)
+        elif key == "peak_bytes":
+            found += value if isinstance(value, list) else [value]
+    return found
 
 
 def _versions(provenance: Mapping[str, Any]) -> Items:

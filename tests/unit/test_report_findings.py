@@ -82,6 +82,7 @@ def test_the_sentence_claims_no_more_than_the_test_shows():
         "The fine-tuned model is not shown to be better than the base: coverage judge 48:43 with 9 ties, p = 0.67."
     )
     assert verdict_sentence(_match(20, 60, 0, 1e-5)) == "The fine-tuned model is better than the base: coverage judge 60:20, p < 0.001."
+    assert "60:20 with 1 tie," in verdict_sentence(_match(20, 60, 1, 1e-5))
     assert "is worse than" in verdict_sentence(_match(60, 20, 0, 1e-5))
     assert "is not shown to be better or worse than the fine-tuned model" in verdict_sentence(_match(5, 4, 0, 1.0, "teacher", "student"))
     assert "cannot be compared" in verdict_sentence(_match(0, 0, 9, None))
@@ -141,6 +142,16 @@ def test_without_a_judge_the_losses_speak_and_nobody_wins(tmp_path):
     assert told["matches"] == told["agreement"] == []
     table = list(csv.DictReader(io.StringIO(folder.folder("report").read_bytes("comparisons.csv").decode())))
     assert {row["llm_winner"] for row in table} == {row["cos_winner"] for row in table} == {"unscored"}
+
+
+def test_losses_that_were_not_measured_are_left_out(tmp_path):
+    folder = write_run(tmp_path, make_questions(3), stages=("prepare", "finetune", "distill"))
+    for stage in ("finetune", "distill"):
+        manifest = folder.folder(stage).read_json("manifest.json")
+        unmeasured = {**manifest, "eval": dict.fromkeys(manifest["eval"])}
+        folder.folder(stage).write_json("manifest.json", unmeasured)
+    assert report.run(config_of(tmp_path), force=False)["headline"][0] == "Nobody has judged this run's answers yet."
+    assert "Held-out text, nats" not in folder.folder("report").read_bytes("report.html").decode()
 
 
 def test_nothing_prepared_is_one_clear_error(tmp_path):

@@ -86,10 +86,10 @@
     node.append(element("span", "ordinal", String(q.ordinal)), asked, judge, cosine);
   };
 
-  const answer = (q, model, won) => {
+  const answer = (q, side, model, won) => {
     const given = q.answers[model];
     const box = element("div", model);
-    const title = element("h4", "name " + model, data.models[model]);
+    const title = element("h4", "name " + model, `Answer ${side}: ${data.models[model]}`);
     if (won.length) title.append(element("span", "won", `preferred by ${won.join(" and ")}`));
     box.append(title);
     if (!given) { box.append(element("p", "note", "No answer.")); return box; }
@@ -113,7 +113,7 @@
     const answers = element("div", "answers");
     for (const [side, model] of [["1", now.pair.model_1], ["2", now.pair.model_2]]) {
       const won = [now.judged(q).winner === side ? "the judge" : "", met.cos_winner === side ? "similarity" : ""].filter(Boolean);
-      answers.append(answer(q, model, won));
+      answers.append(answer(q, side, model, won));
     }
     node.append(answers);
     const reasons = element("div", "reasons");
