@@ -1,7 +1,6 @@
 """questions -> answers of each model (Ray Data, batched generation, one model load an actor)."""
 
 import functools
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from ray_jobs.core.run_folder import MODEL_STAGES, RunFolder
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.template import chat_messages
+from ray_jobs.training.memory import memory_limit, peak_bytes
 
 if TYPE_CHECKING:
     from serve.engines import Completion, Engine
@@ -92,10 +92,15 @@ class AnswerBatch:
         model: its name in the run.
         max_new_tokens: longest answer.
         sampling_temperature: 0 is greedy.
+        memory_bytes: most memory the worker may use.
     """
 
-    def __init__(self, *, make_engine: Callable[[], "Engine"], model: str, max_new_tokens: int, sampling_temperature: float):
-        self._engine = make_engine()
+    def __init__(
+        self, *, make_engine: Callable[[], "Engine"], model: str, max_new_tokens: int, sampling_temperature: float, memory_bytes: int
+    ):
+        self._memory_bytes = memory_bytes
+        with memory_limit(memory_bytes):
+            self._engine = make_engine()
         self._model = model
         self._options = {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
 
@@ -103,11 +108,11 @@ class AnswerBatch:
         """Return {"number", "peak_bytes", "answers": Answer rows}; `latency_s` is the batch's seconds over its rows."""
         began = time.monotonic()
         chats = [item["chat"] for item in batch["chats"]]
-        completions = self._generate(chats, batch["seed"])
+        with memory_limit(self._memory_bytes):
+            completions = self._generate(chats, batch["seed"])
         latency_s = (time.monotonic() - began) / len(chats)
         answers = [self._row(item["question_id"], made, latency_s) for item, made in zip(batch["chats"], completions, strict=True)]
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"number": batch["number"], "peak_bytes": peak_bytes, "answers": answers}
+        return {"number": batch["number"], "peak_bytes": peak_bytes(), "answers": answers}
 
     def _generate(self, chats: list[Any], seed: int) -> "list[Completion | Exception]":
         """One bad chat fails its batch, so a failed batch goes on chat by chat."""
@@ -163,6 +168,7 @@ def _worker_arguments(config: Config, model: str, folder: RunFolder) -> Row:
         "model": model,
         "max_new_tokens": section.max_new_tokens,
         "sampling_temperature": section.sampling_temperature,
+        "memory_bytes": workers.memory_bytes,
     }
 
 

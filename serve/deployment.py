@@ -94,9 +94,12 @@ class HandleBackend:
     async def ready(self) -> bool:
         """Return whether a replica has answered; asks until one has."""
         if not self._was_ready:
+            from ray.exceptions import RayActorError
+            from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
             try:
                 self._was_ready = await asyncio.wait_for(_ask(self._handle), READY_WAIT_S)
-            except TimeoutError:
+            except (TimeoutError, BackPressureError, RayActorError, DeploymentUnavailableError):
                 return False
         return self._was_ready
 

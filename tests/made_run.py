@@ -39,8 +39,10 @@ def _student(storage, config, _):
     import torch
     from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-    torch.manual_seed(2)
-    LlamaForCausalLM(AutoConfig.from_pretrained(config.teacher.model, num_hidden_layers=2)).save_pretrained(f"{storage.root}/student")
+    torch.manual_seed(2)  # and wide weights: a narrow random model repeats its last token, as the base does
+    LlamaForCausalLM(AutoConfig.from_pretrained(config.teacher.model, num_hidden_layers=2, initializer_range=0.3)).save_pretrained(
+        f"{storage.root}/student"
+    )
     AutoTokenizer.from_pretrained(config.teacher.model).save_pretrained(f"{storage.root}/student")
 
 

@@ -25,8 +25,8 @@ def questions(*texts):
 
 def answer(texts, engine=None):
     batch = make_batches(questions(*texts), size=99, system_prompt="", seed=0)[0]
-    worker = AnswerBatch(make_engine=lambda: engine or OneBadChat(), model="base", max_new_tokens=5, sampling_temperature=0.0)
-    return worker(batch)["answers"]
+    options = {"max_new_tokens": 5, "sampling_temperature": 0.0, "memory_bytes": 2**40}
+    return AnswerBatch(make_engine=lambda: engine or OneBadChat(), model="base", **options)(batch)["answers"]
 
 
 def test_batches_hold_each_question_once_by_length_and_never_change():

@@ -5,40 +5,14 @@ import threading
 import time
 
 import pytest
+from fake_engine import FakeEngine, running
 from fastapi.testclient import TestClient
 
 from ray_jobs.core.errors import EndpointError
 from serve.app import MAX_PROMPT_CHARS, create_app, digest
 from serve.client import is_healthy, wait_until_healthy
 from serve.deployment import EngineBackend
-from serve.engines import Completion, PromptTooLong
 from serve.schema import ApiError
-
-
-class FakeEngine:
-    """Answers with its name and what it was asked, word by word; remembers whether a stream was left early."""
-
-    def __init__(self, name="fake", *, context_chars=1000, words=(), wait_s=0.0):
-        self.name, self.context_chars, self.words, self.wait_s = name, context_chars, words, wait_s
-        self.asked = []
-        self.closed = threading.Event()
-
-    def generate(self, chats, **options):
-        return [list(self.stream(chat, **options))[-1] for chat in chats]
-
-    def stream(self, chat, *, max_new_tokens, sampling_temperature, seed):
-        text = chat if isinstance(chat, str) else chat[-1]["content"]
-        if len(text) > self.context_chars:
-            raise PromptTooLong(f"the prompt has {len(text)} tokens and the model's context {self.context_chars}: shorten it")
-        self.asked.append({"chat": chat, "max_new_tokens": max_new_tokens, "temperature": sampling_temperature, "seed": seed})
-        words = (self.words or [f"{self.name}:", " ", text])[:max_new_tokens]
-        try:
-            for word in words:
-                time.sleep(self.wait_s)
-                yield word
-        finally:
-            self.closed.set()
-        yield Completion("".join(words), "stop", len(text), len(words))
 
 
 class Unwell:
@@ -212,18 +186,9 @@ def test_the_page_is_one_file_and_never_parses_model_text_as_html(client):
 @pytest.fixture
 def live():
     """A real HTTP server around a slow engine: (base URL, engine)."""
-    import uvicorn
-
     engine = FakeEngine("teacher", words=[f"{i} " for i in range(200)], wait_s=0.02)
-    app = create_app({"teacher": EngineBackend(engine)}, max_new_tokens=200)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", engine
-    server.should_exit = True
-    thread.join()
+    with running(create_app({"teacher": EngineBackend(engine)}, max_new_tokens=200)) as url:
+        yield url, engine
 
 
 @pytest.fixture
