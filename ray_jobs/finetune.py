@@ -15,14 +15,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """Train an adapter on the packed rows of `prepare`, and return the manifest.
 
     Raises:
-        ConfigError: unknown LoRA targets or a rank larger than a layer.
+        ConfigError: as `check`.
         ClusterError: no node can hold a worker.
         TrainingFailed: workers were lost too often, or one passed its memory limit.
     """
     folder = RunFolder(config)
     prepared = folder.finished("prepare")
     if force or not folder.folder("finetune").exists("manifest.json"):
-        _check_model(config)
+        check(config)
     stage = folder.stage("finetune", sections=["teacher", "finetune"], after=["prepare"], force=force)
     if stage.manifest:
         say("finetune: done already")
@@ -53,7 +53,13 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     return stage.finish(**_facts(result), headline=_headline(result), next="raystill distill CONFIG")
 
 
-def _check_model(config: Config) -> None:
+def check(config: Config) -> None:
+    """Refuse adapters that the teacher cannot hold, before anything starts; loads no weights.
+
+    Raises:
+        ConfigError: unknown LoRA targets or a rank larger than a layer.
+        ModelError: the teacher cannot be found, or is no causal language model.
+    """
     from ray_jobs.training.models import check_lora, skeleton
 
     lora = config.finetune.lora

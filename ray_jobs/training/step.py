@@ -38,7 +38,7 @@ class Worker:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._forward: Any = _Forward(model, loss)
         if world_size() > 1:
-            self._forward = DistributedDataParallel(self._forward, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._forward = DistributedDataParallel(self._forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def load(self, folder: Path) -> Progress:
         """Go on from a checkpoint."""

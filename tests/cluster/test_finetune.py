@@ -1,0 +1,171 @@
+"""finetune on a real cluster: the same result whatever is killed; a worker past its memory; requests no node can hold."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ray_jobs import finetune, prepare
+from ray_jobs.core.errors import ClusterError, ConfigError, MemoryLimitExceeded, StageMissing
+from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.training.batches import PackedRows
+from ray_jobs.training.checkpoint import trainable
+from ray_jobs.training.loop import train
+from ray_jobs.training.losses import cross_entropy_loss
+from ray_jobs.training.models import add_lora, load_model
+from ray_jobs.training.recipe import Recipe
+
+pytestmark = pytest.mark.cluster
+LONG = {"finetune__max_steps": 60, "finetune__checkpoint_every_steps": 5, "finetune__dtype": "float32"}
+
+
+@pytest.fixture
+def prepared(tiny_config, ray_cluster):
+    """A function that returns a tiny config whose `prepare` has finished."""
+
+    def make(**overrides):
+        config = tiny_config(**overrides)
+        prepare.run(config, force=False)
+        return config
+
+    return make
+
+
+def stage_of(config):
+    return RunFolder(config).folder("finetune")
+
+
+def adapter_of(config):
+    return load_file(stage_of(config).local("adapter") / "adapter_model.safetensors")
+
+
+def without_ray(config):
+    """Train as the config says in this process, and return the progress and the adapter."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(config.run.seed)
+    model = add_lora(load_model(config.teacher.model, dtype=torch.float32), **config.finetune.lora.model_dump())
+    rows = RunFolder(config).folder("prepare")
+    progress = train(
+        model,
+        cross_entropy_loss,
+        PackedRows(rows.local("train")),
+        eval_rows=PackedRows(rows.local("eval")),
+        recipe=Recipe.of(config.finetune.model_dump(), seed=config.run.seed),
+    )
+    torch.set_num_threads(threads)
+    return progress, {name.replace(".default.", "."): p.detach() for name, p in trainable(model).items()}
+
+
+def wait_for_checkpoint(config, *, step, timeout_s=120):
+    snapshot = stage_of(config).local("checkpoints") / "checkpoint_manager_snapshot.json"
+    ended = time.monotonic() + timeout_s
+    while time.monotonic() < ended:
+        if snapshot.exists() and f"step-{step:06d}" in snapshot.read_text():
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"no checkpoint of step {step} within {timeout_s} s")
+
+
+def kill_one_worker(config, killed):
+    wait_for_checkpoint(config, step=10)
+    workers = [p for p in psutil.Process().children(recursive=True) if any("RayTrainWorker" in word for word in p.cmdline())]
+    workers[-1].kill()
+    killed.append(workers[-1].pid)
+
+
+def assert_log_is_that_of(progress, config):
+    lines = stage_of(config).read_jsonl("metrics.jsonl")
+    assert [(line["step"], "loss" in line) for line in lines] == [(line["step"], "loss" in line) for line in progress.log]
+    losses, expected = ([line["loss"] for line in log if "loss" in line] for log in (lines, progress.log))
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_workers_one_of_them_killed_end_like_one_undisturbed(prepared):
+    config = prepared(**LONG, workers__num_workers=2)
+    killed = []
+    killer = threading.Thread(target=kill_one_worker, args=(config, killed))
+    killer.start()
+    manifest = finetune.run(config, force=False)
+    killer.join()
+    assert killed
+    progress, adapter = without_ray(config)
+    assert_log_is_that_of(progress, config)
+    for name, tensor in adapter_of(config).items():
+        torch.testing.assert_close(tensor, adapter[name], rtol=1e-2, atol=1e-3)
+    assert len(manifest["peak_bytes"]) == 2
+    assert manifest["eval"]["teacher_nats"] < manifest["eval"]["base_nats"]
+
+
+def test_a_killed_driver_goes_on_and_ends_in_the_very_same_adapter(prepared, tmp_path):
+    config = prepared(**LONG)
+    file = tmp_path / "run.toml"
+    file.write_text(as_toml(config.model_dump(mode="json", exclude_defaults=True)))
+    command = [sys.executable, "-m", "ray_jobs", "finetune", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
+        wait_for_checkpoint(config, step=10)
+        driver.send_signal(signal.SIGKILL)
+    assert not stage_of(config).exists("manifest.json")
+    manifest = finetune.run(config, force=False)
+    progress, adapter = without_ray(config)
+    assert_log_is_that_of(progress, config)
+    for name, tensor in adapter_of(config).items():
+        torch.testing.assert_close(tensor, adapter[name], rtol=0, atol=0)
+    assert manifest["eval"] == {"base_nats": progress.eval_before["loss"], "teacher_nats": progress.eval_after["loss"]}
+    assert stage_of(config).names() == ["adapter", "manifest.json", "metrics.jsonl", "result.json", "started.json"]
+    assert (
+        json.loads((stage_of(config).local("adapter") / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == config.teacher.model
+    )
+    assert finetune.run(config, force=False) == manifest
+
+
+def as_toml(tree):
+    lines = []
+    for section, fields in tree.items():
+        flat = {key: value for key, value in fields.items() if not isinstance(value, dict)}
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in flat.items())]
+        for name, inner in fields.items():
+            if isinstance(inner, dict):
+                lines += [f"[{section}.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in inner.items())]
+    return "\n".join(lines)
+
+
+def test_a_worker_past_its_memory_ends_the_job_in_one_line_and_the_cluster_lives_on(prepared, ray_cluster):
+    config = prepared(workers__memory="350MiB")
+    with pytest.raises(MemoryLimitExceeded, match=r"worker 0 needs more than its 0.34 GiB") as caught:
+        finetune.run(config, force=False)
+    assert "\n" not in str(caught.value)
+    assert not stage_of(config).exists("manifest.json")
+    assert ray_cluster.get(ray_cluster.remote(os.getpid).remote()) > 0
+
+
+def test_what_no_node_can_hold_is_refused_at_once(prepared):
+    for field, value in {"cpus": 64, "gpus": 8, "memory": "900GiB", "num_workers": 50}.items():
+        config = prepared(**{f"workers__{field}": value})
+        started = time.monotonic()
+        with pytest.raises(ClusterError, match=r"\[workers\] of finetune needs .* but this cluster can hold"):
+            finetune.run(config, force=False)
+        assert time.monotonic() - started < 10
+        assert stage_of(config).names() == ["started.json"]
+
+
+def test_bad_adapters_are_refused_before_anything_is_written(prepared):
+    for wrong, message in (({"finetune__lora": {"rank": 999}}, "rank = 999"), ({"finetune__lora": {"targets": ["wq"]}}, "q_proj")):
+        config = prepared(**wrong)
+        with pytest.raises(ConfigError, match=message):
+            finetune.run(config, force=False)
+        assert not RunFolder(config).storage.exists("finetune")
+
+
+def test_finetune_before_prepare_names_the_command(tiny_config):
+    with pytest.raises(StageMissing, match="raystill prepare"):
+        finetune.run(tiny_config(), force=False)
