@@ -43,14 +43,16 @@ def address():
     log = Path(folder, "head.log").open("w")
     head = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{dashboard_port}"
-    wait_until_ready(url, head, Path(folder, "head.log"))
-    yield url
-    head.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        head.wait(timeout=20)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(head.pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        wait_until_ready(url, head, Path(folder, "head.log"))
+        yield url
+    finally:
+        head.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_ready(url, head, log):
