@@ -66,7 +66,7 @@ def check(config: Config) -> None:
     from ray_jobs.training.architecture import find_architecture
 
     if config.student.model is None:
-        choose_layers(find_architecture(config.teacher.model).settings["num_hidden_layers"], config.student.layers)
+        choose_layers(find_architecture(config.teacher.model).config.num_hidden_layers, config.student.layers)
         return
     from ray_jobs.distillation.student import check_vocabulary
     from ray_jobs.training.models import load_tokenizer

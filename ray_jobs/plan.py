@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.core.config import Config, parse_bytes
 
 if TYPE_CHECKING:
+    from ray_jobs.training.architecture import Architecture
     from ray_jobs.training.memory_plan import Memory, Work
 
 GB = 10**9
@@ -25,7 +26,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     teacher = find_architecture(config.teacher.model)
     limit = parse_bytes(config.workers.memory)
-    plans, configured = _plans(config, teacher.settings)
+    plans, configured = _plans(config, teacher)
     rows = [{"job": job, **plan._asdict(), "total": plan.total, "fits": plan.total <= limit} for job, plan in plans]
     first = next((row["method"] for row in rows if row["job"] == "finetune" and row["fits"]), None)
     return {
@@ -47,14 +48,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     }
 
 
-def _plans(config: Config, settings: dict[str, Any]) -> tuple[list[tuple[str, "Memory"]], str]:
+def _plans(config: Config, teacher: "Architecture") -> tuple[list[tuple[str, "Memory"]], str]:
     """Return (job, plan) for each method, and the name of the one that the config asks finetune for."""
     import torch
 
     from ray_jobs.training.memory_plan import Lora, plan_base, plan_lora
     from ray_jobs.training.models import Quantization
 
-    section = config.finetune
+    section, settings = config.finetune, teacher.settings
     lora = Lora(section.lora.rank, section.lora.targets)
     work = _work(config, section)
     plain = [Quantization(section.quantization.type, double_quantization=dq) for dq in (False, True)]
@@ -62,19 +63,20 @@ def _plans(config: Config, settings: dict[str, Any]) -> tuple[list[tuple[str, "M
     adapted = [plan_lora(settings, lora=lora, work=work, quantization=q) for q in (None, *plain)]
     configured = adapted[0 if section.method == "lora" else 1 + section.quantization.double_quantization]
     plans = [("base", plan) for plan in base] + [("finetune", plan) for plan in adapted]
-    return [*plans, ("distill", _distillation(config, settings))], configured.method
+    return [*plans, ("distill", _distillation(config, teacher))], configured.method
 
 
-def _distillation(config: Config, settings: dict[str, Any]) -> "Memory":
+def _distillation(config: Config, teacher: "Architecture") -> "Memory":
     from ray_jobs.distillation.layers import choose_layers
+    from ray_jobs.distillation.student import shrink_config
     from ray_jobs.training.architecture import find_architecture
     from ray_jobs.training.memory_plan import plan_distill
 
     if config.student.model:
         student = find_architecture(config.student.model).settings
     else:
-        student = {**settings, "num_hidden_layers": len(choose_layers(settings["num_hidden_layers"], config.student.layers))}
-    return plan_distill(settings, student, work=_work(config, config.distill))
+        student = shrink_config(teacher.config, choose_layers(teacher.config.num_hidden_layers, config.student.layers)).to_dict()
+    return plan_distill(teacher.settings, student, work=_work(config, config.distill))
 
 
 def _work(config: Config, section: Any) -> "Work":

@@ -31,12 +31,12 @@ def build_student(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedMode
 
 def shrink_config(config: Any, layers: list[int]) -> Any:
     """Return a copy of a model's config for the chosen layers; settings that list one value a layer follow them."""
-    before = config.num_hidden_layers
-    values = config.to_dict()
-    for name, value in values.items():
-        if "layer" in name and isinstance(value, list) and len(value) == before:
-            values[name] = [value[index] for index in layers]
-    return type(config).from_dict({**values, "num_hidden_layers": len(layers)})
+    small = copy.deepcopy(config)
+    small.num_hidden_layers = len(layers)
+    for name, value in config.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(small, name, [value[index] for index in layers])
+    return small
 
 
 def check_vocabulary(student_tokens: dict[str, int], teacher_tokens: dict[str, int]) -> None:

@@ -18,6 +18,20 @@ class Architecture(NamedTuple):
     source: str
     """Where they come from, in words for people."""
 
+    @property
+    def config(self) -> Any:
+        """The transformers config, which knows each family's own names for its fields.
+
+        Raises:
+            ModelError: transformers does not know the model's type.
+        """
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.for_model(**self.settings)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"model_type {self.settings.get('model_type')!r} is not known to transformers: {error}") from None
+
 
 def find_architecture(name: str) -> Architecture:
     """Return the architecture of a model by its name in the config, loading no weights.

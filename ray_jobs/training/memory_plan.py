@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ray_jobs.core.errors import ModelError
 from ray_jobs.training.activations import activation_bytes
@@ -102,8 +103,12 @@ def num_parameters(model: nn.Module) -> int:
 
 def num_linear(model: PreTrainedModel) -> int:
     """Return the weights that 4-bit storage takes: those of linear layers except the output head."""
+    return sum(_linear_sizes(model))
+
+
+def _linear_sizes(model: PreTrainedModel) -> list[int]:
     head = model.get_output_embeddings()
-    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    return [m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
 
 
 def constants_bytes(num_weights: int, quantization: Quantization) -> int:
@@ -138,7 +143,7 @@ def plan_lora(settings: dict[str, Any], *, lora: Lora, work: Work, quantization:
     weights, constants, name = (linear + other) * work.dtype.itemsize, 0, f"LoRA r={lora.rank}, {_name(work.dtype)}"
     if quantization:
         weights, constants = linear // 2 + other * work.dtype.itemsize, constants_bytes(linear, quantization)
-        activations += _largest_linear(model) * work.dtype.itemsize  # one layer at a time is dequantized
+        activations += max(_linear_sizes(model)) * work.dtype.itemsize  # one layer at a time is dequantized
         name = f"QLoRA r={lora.rank}, {quantization.type.upper()}{' + DQ' if quantization.double_quantization else ''}"
     return Memory(
         name,
@@ -190,11 +195,6 @@ def _activations(build: Callable[[int], nn.Module], model: PreTrainedModel, work
         dtype=work.dtype,
         checkpointing=work.checkpointing,
     )
-
-
-def _largest_linear(model: PreTrainedModel) -> int:
-    head = model.get_output_embeddings()
-    return max(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
 
 
 def _cross_entropy_bytes(model: PreTrainedModel, work: Work) -> int:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.layers import choose_layers
@@ -89,6 +89,14 @@ def test_settings_of_each_layer_follow_the_layers():
     assert small.layer_types == ["sliding_attention", "full_attention"]
     assert config.num_hidden_layers == 4
     assert build_student(Qwen3ForCausalLM(config), [1, 3]).config.layer_types == small.layer_types
+
+
+def test_families_with_names_of_their_own_can_be_cut():
+    torch.manual_seed(0)
+    teacher = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_head=2, n_layer=4)).eval()
+    student = build_student(teacher, [0, 3])
+    assert student.config.n_layer == 2
+    assert torch.equal(student.transformer.h[1].mlp.c_fc.weight, teacher.transformer.h[3].mlp.c_fc.weight)
 
 
 def test_exported_student_is_a_plain_folder(tmp_path):
