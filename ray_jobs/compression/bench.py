@@ -6,7 +6,7 @@ meanwhile does so for all of them; medians count. Every round loads the variant 
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ def measure(
         reference: name of the candidate that the others are compared with.
     """
     measured = {candidate.name: Measured([], [], []) for candidate in candidates}
+    log_probs: Iterable[torch.Tensor]
     expected: list[torch.Tensor] | None = None
     for index in range(repetitions * len(candidates)):
         candidate = candidates[index % len(candidates)]
@@ -80,10 +81,11 @@ def measure(
         runtime = candidate.open()
         seen.loads_s.append(time.perf_counter() - start)
         seen.timings.extend(time_answers(runtime, prompts, new_tokens))
-        if candidate.name == reference and expected is None:
-            expected = [log_probabilities(runtime, segment) for segment in segments]
         if not seen.qualities:
-            seen.qualities.append(score(runtime, segments, expected if candidate.is_variant else None))
+            log_probs = (log_probabilities(runtime, segment) for segment in segments)
+            if candidate.name == reference:
+                log_probs = expected = list(log_probs)
+            seen.qualities.append(score(log_probs, segments, expected if candidate.is_variant else None))
         del runtime
         gc.collect()
     rows = [_row(candidate, measured[candidate.name], new_tokens) for candidate in candidates]

@@ -60,16 +60,16 @@ def log_probabilities(runtime: Runtime, segment: Segment) -> torch.Tensor:
     return logits_TV[:-1][counted_T].log_softmax(dim=-1)
 
 
-def score(runtime: Runtime, segments: list[Segment], references: list[torch.Tensor] | None) -> Quality:
-    """Return a runtime's quality over held-out segments.
+def score(log_probs: Iterable[torch.Tensor], segments: list[Segment], references: list[torch.Tensor] | None) -> Quality:
+    """Return a model's quality over held-out segments.
 
     Args:
+        log_probs: log_probabilities of the model, one tensor a segment; taken one by one.
         references: log_probabilities of the reference model, one tensor a segment; None leaves the distance out.
     """
     loss = kl = agreeing = 0.0
     num_tokens = 0
-    for index, segment in enumerate(segments):
-        log_probs_NV = log_probabilities(runtime, segment)
+    for index, (segment, log_probs_NV) in enumerate(zip(segments, log_probs, strict=True)):
         labels_N = torch.tensor([label for label in segment.labels[1:] if label >= 0])
         loss -= log_probs_NV.gather(1, labels_N[:, None]).sum().item()
         num_tokens += len(labels_N)
@@ -79,4 +79,5 @@ def score(runtime: Runtime, segments: list[Segment], references: list[torch.Tens
             agreeing += (log_probs_NV.argmax(-1) == reference_NV.argmax(-1)).sum().item()
     if not references:
         return Quality(num_tokens, loss / num_tokens, None, None)
-    return Quality(num_tokens, loss / num_tokens, kl / num_tokens, agreeing / num_tokens)
+    kl_nats = max(0.0, kl / num_tokens)  # rounding takes the sum of equal distributions to just below 0
+    return Quality(num_tokens, loss / num_tokens, kl_nats, agreeing / num_tokens)

@@ -263,7 +263,7 @@ class CompressSection(Section):
     """Tokens generated for each timed question."""
     num_rows: Positive = 8
     """Held-out packed rows for the quality column."""
-    repetitions: Positive = 3
+    repetitions: Positive = 2
     """Timed repetitions, interleaved over the variants; the median counts."""
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ray_jobs.compression.bench import Candidate, folder_bytes, measure
 from ray_jobs.compression.parity import BOUNDS, check_parity
-from ray_jobs.compression.quality import Segment, score, split_rows
+from ray_jobs.compression.quality import Segment, log_probabilities, score, split_rows
 from ray_jobs.compression.runtimes import Generation
 from ray_jobs.compression.torch_int8 import Int8Linear, quantize_rows
 from ray_jobs.core.errors import ModelError
@@ -85,13 +85,13 @@ def test_loss_and_kl_are_those_of_torch():
         log_q.append(torch.tensor(model.logits(segment.input_ids))[counted].log_softmax(-1))
         log_p.append(torch.tensor(reference.logits(segment.input_ids))[counted].log_softmax(-1))
         labels += [segment.labels[t + 1] for t in counted]
-    quality = score(model, SEGMENTS, log_p)
+    quality = score((log_probabilities(model, segment) for segment in SEGMENTS), SEGMENTS, log_p)
     assert quality.num_tokens == len(labels) == 4
     assert quality.loss_nats == pytest.approx(nn.functional.nll_loss(torch.cat(log_q), torch.tensor(labels)).item(), rel=1e-6)
     kl = nn.functional.kl_div(torch.cat(log_q), torch.cat(log_p), log_target=True, reduction="batchmean")
     assert quality.kl_nats == pytest.approx(kl.item(), rel=1e-5)
     assert quality.perplexity == pytest.approx(math.exp(quality.loss_nats))
-    same = score(reference, SEGMENTS, log_p)
+    same = score([log_probabilities(reference, segment) for segment in SEGMENTS], SEGMENTS, log_p)
     assert (same.kl_nats, same.agreement) == (0, 1)
 
 
