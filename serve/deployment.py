@@ -125,8 +125,9 @@ class HandleBackend:
         except (RayActorError, DeploymentUnavailableError):
             self._was_ready = False
             raise ApiError(503, "the model was lost and is being loaded again: try again later", code="not_ready") from None
-        finally:
+        except (asyncio.CancelledError, GeneratorExit):
             pieces.cancel()
+            raise
 
 
 async def _ask(handle: Any) -> bool:
