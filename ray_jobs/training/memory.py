@@ -12,7 +12,7 @@ import psutil
 
 from ray_jobs.core.errors import MemoryLimitExceeded
 
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to map segment")
 
 
 def peak_bytes() -> int:
@@ -37,7 +37,7 @@ def memory_limit(limit_bytes: int, *, rank: int = 0) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + unused, hard))
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if isinstance(error, MemoryLimitExceeded) or not _is_about_memory(error):
             raise
         raise MemoryLimitExceeded(

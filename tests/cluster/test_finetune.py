@@ -140,7 +140,7 @@ def as_toml(tree):
 
 
 def test_a_worker_past_its_memory_ends_the_job_in_one_line_and_the_cluster_lives_on(prepared, ray_cluster):
-    config = prepared(workers__memory="350MiB")
+    config = prepared(workers__memory="350MiB")  # less than torch itself
     with pytest.raises(MemoryLimitExceeded, match=r"worker 0 needs more than its 0.34 GiB") as caught:
         finetune.run(config, force=False)
     assert "\n" not in str(caught.value)
