@@ -61,9 +61,11 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         say("answer: done already")
         return stage.manifest
     batches = make_batches(questions, size=section.batch_size, system_prompt=config.data.system_prompt, seed=config.run.seed)
+    work = [{"model": model, **batch} for model in models for batch in batches]
     with connect():
         require("answer", config.workers.bundle, section.num_actors)
-        counts = {model: _answer(config, model, folder, stage.folder, batches) for model in models}
+        made = _answer(config, folder, stage.folder.sub(PARTS), work)
+    counts = {model: _write_table(model, made, questions, stage.folder) for model in models}
     manifest = stage.finish(counts=counts, headline=_headline(counts), next="raystill judge CONFIG")
     stage.folder.delete(PARTS)
     return manifest
@@ -85,34 +87,40 @@ def make_batches(questions: list[Row], *, size: int, system_prompt: str, seed: i
 
 
 class AnswerBatch:
-    """Ray Data worker: one model, loaded once; batches of chats in, answers out.
+    """Ray Data worker: batches of chats in, answers out; holds one model, loaded when its first batch comes.
 
     Args:
-        make_engine: loads the model, on the worker.
-        model: its name in the run.
+        make_engine: model name -> loads it, on the worker.
         max_new_tokens: longest answer.
         sampling_temperature: 0 is greedy.
         memory_bytes: most memory the worker may use.
     """
 
     def __init__(
-        self, *, make_engine: Callable[[], "Engine"], model: str, max_new_tokens: int, sampling_temperature: float, memory_bytes: int
+        self, *, make_engine: dict[str, Callable[[], "Engine"]], max_new_tokens: int, sampling_temperature: float, memory_bytes: int
     ):
-        self._memory_bytes = memory_bytes
-        with memory_limit(memory_bytes):
-            self._engine = make_engine()
-        self._model = model
+        self._make_engine = make_engine
         self._options = {"max_new_tokens": max_new_tokens, "sampling_temperature": sampling_temperature}
+        self._memory_bytes = memory_bytes
+        self._model = ""
+        self._engine: Engine | None = None
 
     def __call__(self, batch: Row) -> Row:
-        """Return {"number", "peak_bytes", "answers": Answer rows}; `latency_s` is the batch's seconds over its rows."""
-        began = time.monotonic()
+        """Return {"model", "number", "peak_bytes", "answers": Answer rows}; `latency_s` is the batch's seconds over its rows."""
         chats = [item["chat"] for item in batch["chats"]]
         with memory_limit(self._memory_bytes):
+            self._hold(batch["model"])
+            began = time.monotonic()
             completions = self._generate(chats, batch["seed"])
         latency_s = (time.monotonic() - began) / len(chats)
         answers = [self._row(item["question_id"], made, latency_s) for item, made in zip(batch["chats"], completions, strict=True)]
-        return {"number": batch["number"], "peak_bytes": peak_bytes(), "answers": answers}
+        return {"model": batch["model"], "number": batch["number"], "peak_bytes": peak_bytes(), "answers": answers}
+
+    def _hold(self, model: str) -> None:
+        """Batches come model by model, so that each is loaded once; the one before is let go first."""
+        if model != self._model:
+            self._engine = None
+            self._engine, self._model = self._make_engine[model](), model
 
     def _generate(self, chats: list[Any], seed: int) -> "list[Completion | Exception]":
         """One bad chat fails its batch, so a failed batch goes on chat by chat."""
@@ -129,69 +137,59 @@ class AnswerBatch:
         return row.model_dump()
 
 
-def _answer(config: Config, model: str, folder: RunFolder, results: Storage, batches: list[Row]) -> Row:
-    """Answer with one model, batch by batch, each kept as it comes; write its table and return its counts."""
-    parts = results.sub(PARTS)
-    missing = [batch for batch in batches if not parts.exists(_part(model, batch))]
-    total = sum(len(batch["chats"]) for batch in batches)
+def _answer(config: Config, folder: RunFolder, parts: Storage, work: list[Row]) -> list[Row]:
+    """Return the results of all batches; each is kept as it comes, and those kept before are not made again."""
+    missing = [batch for batch in work if not parts.exists(_part(batch))]
+    total = sum(len(batch["chats"]) for batch in work)
     done = total - sum(len(batch["chats"]) for batch in missing)
     pool = {"bundle": config.workers.bundle, "num_workers": config.answer.num_actors}
-    with Bar(f"answer {model}", "answer") as bar:
+    with Bar("answer", "answer") as bar:
         bar(done, total)
-        for result in each(missing, AnswerBatch, _worker_arguments(config, model, folder), **pool):
-            parts.write_json(_part(model, result), result)
+        for result in each(missing, AnswerBatch, _worker_arguments(config, folder), **pool):
+            parts.write_json(_part(result), result)
             done += len(result["answers"])
-            bar(done, total)
-    made = [parts.read_json(_part(model, batch)) for batch in batches]
-    counts = _count(made)
-    if counts["error"] == total:
-        results.delete(PARTS)
-        raise JobError(f"{model} answered none of {total} questions; the first error: {made[0]['answers'][0]['error']}")
-    results.write_parquet(f"{model}.parquet", _in_question_order(folder, made))
-    return counts
+            bar(done, total, result["model"])
+    return [parts.read_json(_part(batch)) for batch in work]
 
 
-def _worker_arguments(config: Config, model: str, folder: RunFolder) -> Row:
+def _part(batch: Row) -> str:
+    return f"{batch['model']}-{batch['number']:05d}.json"
+
+
+def _worker_arguments(config: Config, folder: RunFolder) -> Row:
     from serve.engines import open_engine
 
-    source, section, workers = folder.model(model), config.answer, config.workers
-    make_engine = functools.partial(
-        open_engine,
-        source.model,
-        adapter=source.adapter,
-        dtype=section.dtype,
-        device="cuda" if workers.gpus else "cpu",
-        num_threads=max(1, int(workers.cpus)),
-    )
+    section, workers = config.answer, config.workers
+    options = {"dtype": section.dtype, "device": "cuda" if workers.gpus else "cpu", "num_threads": max(1, int(workers.cpus))}
     return {
-        "make_engine": make_engine,
-        "model": model,
+        "make_engine": {model: functools.partial(open_engine, **folder.model(model)._asdict(), **options) for model in section.models},
         "max_new_tokens": section.max_new_tokens,
         "sampling_temperature": section.sampling_temperature,
         "memory_bytes": workers.memory_bytes,
     }
 
 
-def _part(model: str, batch: Row) -> str:
-    return f"{model}-{batch['number']:05d}.json"
+def _write_table(model: str, made: list[Row], questions: list[Row], results: Storage) -> Row:
+    """Write a model's answers in question order and return its counts.
 
-
-def _in_question_order(folder: RunFolder, results: list[Row]) -> list[Row]:
-    rows = {row["question_id"]: row for result in results for row in result["answers"]}
-    return [rows[question["question_id"]] for question in folder.folder("prepare").read_jsonl("questions.jsonl")]
-
-
-def _count(made: list[Row]) -> Row:
-    rows = [row for result in made for row in result["answers"]]
-    reasons = Counter(row["finish_reason"] for row in rows)
-    tokens, seconds = sum(row["completion_tokens"] for row in rows), sum(row["latency_s"] for row in rows)
+    Raises:
+        JobError: every answer is an error; the batches are forgotten, so that the next run tries them again.
+    """
+    mine = [result for result in made if result["model"] == model]
+    rows = {row["question_id"]: row for result in mine for row in result["answers"]}
+    reasons = Counter(row["finish_reason"] for row in rows.values())
+    if reasons["error"] == len(rows):
+        results.delete(PARTS)
+        raise JobError(f"{model} answered none of {len(rows)} questions; the first error: {mine[0]['answers'][0]['error']}")
+    results.write_parquet(f"{model}.parquet", [rows[question["question_id"]] for question in questions])
+    tokens, seconds = sum(row["completion_tokens"] for row in rows.values()), sum(row["latency_s"] for row in rows.values())
     return {
         "answers": len(rows),
         **{reason: reasons[reason] for reason in ("stop", "length", "error")},
         "completion_tokens": tokens,
         "actor_seconds": round(seconds, 3),
         "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
-        "peak_bytes": max(result["peak_bytes"] for result in made),
+        "peak_bytes": max(result["peak_bytes"] for result in mine),
     }
 
 

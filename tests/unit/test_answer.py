@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from ray_jobs.answer import AnswerBatch, check, make_batches
@@ -26,7 +28,8 @@ def questions(*texts):
 def answer(texts, engine=None):
     batch = make_batches(questions(*texts), size=99, system_prompt="", seed=0)[0]
     options = {"max_new_tokens": 5, "sampling_temperature": 0.0, "memory_bytes": 2**40}
-    return AnswerBatch(make_engine=lambda: engine or OneBadChat(), model="base", **options)(batch)["answers"]
+    worker = AnswerBatch(make_engine={"base": lambda: engine or OneBadChat()}, **options)
+    return worker({"model": "base", **batch})["answers"]
 
 
 def test_batches_hold_each_question_once_by_length_and_never_change():
@@ -59,6 +62,21 @@ def test_a_failed_answer_is_a_row_with_its_reason_and_the_others_are_answered():
     assert (rows["q-bad"].text, rows["q-bad"].completion_tokens) == ("", 0)
     assert [rows[f"q-{text}"].text for text in ("why", "how")] == ["WHY", "HOW"]
     assert engine.sizes == [3, 1, 1, 1]
+
+
+def test_a_worker_loads_each_model_once_and_holds_one_at_a_time():
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return OneBadChat()
+
+    makers = {name: functools.partial(load, name) for name in ("base", "student")}
+    worker = AnswerBatch(make_engine=makers, max_new_tokens=5, sampling_temperature=0.0, memory_bytes=2**40)
+    batches = make_batches(questions("why", "how"), size=1, system_prompt="", seed=0)
+    made = [worker({"model": model, **batch}) for model in makers for batch in batches]
+    assert loaded == ["base", "student"]
+    assert [row["model"] for result in made for row in result["answers"]] == ["base", "base", "student", "student"]
 
 
 def test_nothing_to_answer_is_refused_before_any_work(tiny_config):
