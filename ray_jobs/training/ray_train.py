@@ -21,6 +21,7 @@ FAILURE = "failure.json"
 METRICS = "metrics.jsonl"
 METRICS_EVERY_S = 2.0
 START_ATTEMPTS = 5
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # a cluster started by others has no such setting (see core.cluster)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,7 @@ def _run(job: TrainingJob, workers: Workers, max_failures: int, keep_checkpoints
             storage_filesystem=None if storage.is_local else storage.fs,
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=START_ATTEMPTS),
             checkpoint_config=CheckpointConfig(num_to_keep=keep_checkpoints),
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
     try:

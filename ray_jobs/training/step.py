@@ -35,7 +35,7 @@ class Worker:
         self._optimizer = torch.optim.AdamW(_groups(self._parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
         self._scaler = GradScaler(self._device.type, enabled=dtype is torch.float16)
         if recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self._forward: Any = _Forward(model, loss)
         if world_size() > 1:
             self._forward = DistributedDataParallel(self._forward, forward_sync_buffers=False, gradient_as_bucket_view=True)

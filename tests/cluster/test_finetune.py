@@ -145,7 +145,12 @@ def test_a_worker_past_its_memory_ends_the_job_in_one_line_and_the_cluster_lives
         finetune.run(config, force=False)
     assert "\n" not in str(caught.value)
     assert not stage_of(config).exists("manifest.json")
-    assert ray_cluster.get(ray_cluster.remote(os.getpid).remote()) > 0
+
+    @ray_cluster.remote
+    def process_id():
+        return os.getpid()
+
+    assert ray_cluster.get(process_id.remote()) != os.getpid()
 
 
 def test_what_no_node_can_hold_is_refused_at_once(prepared):
