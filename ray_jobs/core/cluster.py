@@ -28,7 +28,6 @@ _ENVIRONMENT = {
     # OpenMP threads that wait by spinning take the core from the thread they wait for: several times slower on a busy machine
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait make a busy machine ten times slower
 }
 
 
