@@ -132,7 +132,9 @@ def test_double_quantization_is_passed_on(tiny_model):
 def test_a_quantized_folder_is_not_quantized_again(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
+    )
     with pytest.raises(ModelError, match="quantized already"):
         load_model(folder, dtype=torch.float32, quantization=Quantization())
 
