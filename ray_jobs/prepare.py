@@ -15,6 +15,7 @@ from ray_jobs.core.run_folder import RunFolder, Stage
 from ray_jobs.corpus import documents, pairs
 from ray_jobs.corpus.examples import Dropped
 from ray_jobs.corpus.files import InputFile, find_file, find_files
+from ray_jobs.corpus.leaks import reference_runs
 from ray_jobs.corpus.parts import dropped_of, is_finished, part_names
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.selection import Pick, Selector, by_part, plan_shards, select
@@ -97,7 +98,8 @@ class _Prepare:
         self._inputs = inputs
         data = config.data
         make_template = functools.partial(_load_template, config.teacher.model, data.system_prompt)
-        self._common = {"parts": self._parts, "make_template": make_template, "max_length": data.max_length}
+        asked = reference_runs(inputs.questions)
+        self._common = {"parts": self._parts, "make_template": make_template, "max_length": data.max_length, "asked": asked}
 
     def work(self) -> tuple[dict[str, Any], list[Dropped]]:
         """Do all, and return the counts and what was dropped."""
@@ -125,7 +127,7 @@ class _Prepare:
         if not data.pairs_per_chunk:
             return []
         require("[workers] of the pair writer", workers.bundle)
-        make_engine = functools.partial(_load_engine, data.pair_writer, max(1, int(workers.cpus)))
+        make_engine = functools.partial(_load_engine, data.pair_writer, workers.device, max(1, int(workers.cpus)))
         arguments = {**self._common, "make_engine": make_engine, "pairs_per_chunk": data.pairs_per_chunk, "seed": self._config.run.seed}
         batches = [
             {"part": part, "rows": rows[start : start + CHUNKS_PER_BATCH]}
@@ -215,7 +217,7 @@ def _load_template(model: str, system_prompt: str) -> ChatTemplate:
     return ChatTemplate(resolve_model(model), system_prompt=system_prompt)
 
 
-def _load_engine(model: str, num_threads: int) -> Engine:
+def _load_engine(model: str, device: str, num_threads: int) -> Engine:
     from serve.engines import TransformersEngine
 
-    return TransformersEngine(str(resolve_model(model)), num_threads=num_threads)
+    return TransformersEngine(str(resolve_model(model)), device=device, num_threads=num_threads)

@@ -316,6 +316,8 @@ class WorkersSection(Section):
     """GPUs of one worker."""
     memory: str = "16GiB"
     """Host memory one worker may use: scheduled by Ray, held by the worker itself."""
+    gpu_memory: str = "16GiB"
+    """Memory of one GPU, which `raystill plan` holds a worker to where `gpus` is above 0."""
     strategy: Literal["ddp"] = "ddp"
     """How workers share a step."""
 
@@ -325,14 +327,20 @@ class WorkersSection(Section):
         return parse_bytes(self.memory)
 
     @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where a worker computes: on a GPU only where it is given one, whatever its node has."""
+        return "cuda" if self.gpus > 0 else "cpu"
+
+    @property
     def bundle(self) -> dict[str, float]:
         """What one worker asks of Ray."""
         return {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
 
     @model_validator(mode="after")
-    def _memory_is_a_size(self) -> "WorkersSection":
+    def _memories_are_sizes(self) -> "WorkersSection":
         try:
-            parse_bytes(self.memory)
+            for size in (self.memory, self.gpu_memory):
+                parse_bytes(size)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return self

@@ -36,7 +36,8 @@ class Selector:
 
     Args:
         near_duplicate: similarity from which two chunks, or two pairs, count as the same.
-        questions: the evaluation's; a pair with the same question, or much the same text, is dropped.
+        questions: the evaluation's; a pair with the same question, or much the same text, is dropped
+            (`leaks.drop_leaks` has dropped what holds a part of a sample answer).
     """
 
     def __init__(self, *, near_duplicate: float, questions: list[Question]):

@@ -11,6 +11,7 @@ from ray_jobs.core.storage import Storage
 from ray_jobs.corpus import documents
 from ray_jobs.corpus.examples import Dropped, Example, document_examples, pair_example, pair_examples
 from ray_jobs.corpus.files import InputFile
+from ray_jobs.corpus.leaks import drop_leaks
 from ray_jobs.corpus.parts import read_records, write_unit
 from ray_jobs.corpus.selection import Shard
 from ray_jobs.corpus.tables import write_shard
@@ -25,13 +26,23 @@ class ReadFile:
         make_template: returns the model's chat template, on the machine that needs it.
         chunk_tokens: budget of one chunk.
         max_length: tokens of one packed row.
+        asked: runs of the evaluation's sample answers, which no example may hold.
     """
 
-    def __init__(self, *, parts: Storage, make_template: Callable[[], ChatTemplate], chunk_tokens: int, max_length: int):
+    def __init__(
+        self,
+        *,
+        parts: Storage,
+        make_template: Callable[[], ChatTemplate],
+        chunk_tokens: int,
+        max_length: int,
+        asked: frozenset[str] = frozenset(),
+    ):
         self._parts = parts
         self._template = make_template()
         self._chunk_tokens = min(chunk_tokens, max_length)
         self._max_length = max_length
+        self._asked = asked
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Read {"unit", "file": [uri, name]}."""
@@ -40,7 +51,7 @@ class ReadFile:
             found = document_examples(file, template=self._template, chunk_tokens=self._chunk_tokens)
         else:
             found = pair_examples(file, template=self._template, max_length=self._max_length)
-        write_unit(self._parts, item["unit"], found)
+        write_unit(self._parts, item["unit"], drop_leaks(found, self._asked))
         return {}
 
 
@@ -50,6 +61,7 @@ class WritePairs:
     Args:
         make_engine: returns the loaded model.
         pairs_per_chunk: how many to write from each.
+        asked: as in `ReadFile`.
     """
 
     def __init__(
@@ -61,6 +73,7 @@ class WritePairs:
         pairs_per_chunk: int,
         max_length: int,
         seed: int,
+        asked: frozenset[str] = frozenset(),
     ):
         self._parts = parts
         self._template = make_template()
@@ -68,11 +81,12 @@ class WritePairs:
         self._pairs_per_chunk = pairs_per_chunk
         self._max_length = max_length
         self._seed = seed
+        self._asked = asked
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Write {"unit", "part", "rows"}."""
         chunks = read_records(self._parts, item["part"], item["rows"])
-        write_unit(self._parts, item["unit"], self._examples(chunks))
+        write_unit(self._parts, item["unit"], drop_leaks(self._examples(chunks), self._asked))
         return {}
 
     def _examples(self, chunks: list[dict[str, Any]]) -> Iterator[Example | Dropped]:

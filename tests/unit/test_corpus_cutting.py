@@ -7,7 +7,9 @@ import pytest
 from ray_jobs.core.records import Question
 from ray_jobs.corpus.chunks import chunk_text, cut_chunks, split_sections
 from ray_jobs.corpus.duplicates import NearDuplicates, signature, similarity
+from ray_jobs.corpus.examples import Dropped, Example
 from ray_jobs.corpus.language import words
+from ray_jobs.corpus.leaks import drop_leaks, reference_runs
 from ray_jobs.corpus.packing import IGNORE, pack, packed_row
 from ray_jobs.corpus.selection import Pick, Selector, hold_out, plan_shards
 from ray_jobs.corpus.template import Encoded
@@ -174,3 +176,21 @@ def test_the_first_of_repeats_stays_and_the_evaluation_is_kept_out():
     assert selector.reason_to_drop(row("pair", "3", "another text with the same id as above")) == "duplicate id"
     copied = f"{question.question.lower()}\n{question.reference}"
     assert selector.reason_to_drop(row("pair", "4", copied)) == "evaluation question"
+
+
+REFERENCE = "A page table maps each page of a process to the frame that holds it, and the MMU reads it."
+
+
+@pytest.mark.parametrize("kind", ["chunk", "pair"])
+def test_what_holds_a_sample_answer_is_dropped_as_an_evaluation_question(kind):
+    asked = reference_runs([Question(question_id="q", question="What is a page table?", reference=REFERENCE)])
+
+    def example(text):
+        record = {"text": text} if kind == "chunk" else {"question": "Something else?", "answer": text}
+        return Example(kind, text, f"notes.md: {text[:5]}", record, Encoded([1], 0), signature(text))
+
+    leaked = [example(REFERENCE), example("As we said, " + " ".join(REFERENCE.upper().split()[2:12]) + " and more " * 200)]
+    kept = [example("A page table maps each page to a frame."), Dropped("too long", "x")]
+    found = list(drop_leaks([*leaked, *kept], asked))
+    assert found == [*(Dropped("evaluation question", item.where) for item in leaked), *kept]
+    assert list(drop_leaks(leaked, frozenset())) == leaked

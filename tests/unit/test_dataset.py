@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from ray_jobs.core.records import Question
 from ray_jobs.corpus.duplicates import NearDuplicates, signature
 from ray_jobs.corpus.files import InputFile
 from ray_jobs.corpus.language import detect_language, words
+from ray_jobs.corpus.leaks import RUN_WORDS, reference_runs, runs
 from ray_jobs.corpus.pairs import read_questions
 
 COURSE = Path(__file__).parents[2] / "ray_jobs" / "datasets" / "os_course"
-RUN = 8
 STOP_WORDS = set(
     "a an the of in to is are was were be been and or not no it its this that these those with for on by as at from what why how which "
     "when who does do did can could would should has have had if than then so such between one two each every all only but into their his "
@@ -48,11 +49,6 @@ def jaccard(one, other):
     return len(one & other) / max(1, len(one | other))
 
 
-def runs(text):
-    seen = words(text)
-    return {tuple(seen[i : i + RUN]) for i in range(len(seen) - RUN + 1)}
-
-
 def leaks(questions, pairs, texts):
     """Yield (what, question) of everything the evaluation shares with training text."""
     trained_runs = {run for text in texts for run in runs(text)}
@@ -65,7 +61,7 @@ def leaks(questions, pairs, texts):
     for question in questions:
         for key in ("question", "reference"):
             if runs(question[key]) & trained_runs:
-                yield f"a run of {RUN} words of the {key}", question["question"]
+                yield f"a run of {RUN_WORDS} words of the {key}", question["question"]
             if index.find(signature(question[key])):
                 yield f"a near-duplicate of the {key}", question["question"]
         if max(jaccard(content(question["question"]), other) for other in asked) >= 0.6:
@@ -152,3 +148,10 @@ def test_a_planted_leak_is_found(pairs, questions, plant):
 def test_a_leak_in_a_lecture_is_found(pairs, questions):
     question = questions[7]
     assert list(leaks([question], pairs[:1], [f"# Notes\n\nAs we said: {question['reference']}\n"]))
+
+
+def test_prepare_drops_nothing_of_it_as_a_leak(lectures, pairs, questions):
+    asked = reference_runs(
+        Question(question_id=str(i), question=row["question"], reference=row["reference"]) for i, row in enumerate(questions)
+    )
+    assert asked.isdisjoint(run for text in [*lectures.values(), *(pair["answer"] for pair in pairs)] for run in runs(text))
