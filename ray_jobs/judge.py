@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import SecretStr
 
-from ray_jobs.core.cluster import connect, progress_board, require
+from ray_jobs.core.cluster import RETRIES, connect, name_lost_workers, progress_board, require
 from ray_jobs.core.config import Config, JudgeSection
 from ray_jobs.core.errors import ConfigError, EndpointError
 from ray_jobs.core.models import resolve_model
@@ -77,7 +77,8 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     answers = {model: folder.folder("answer").read_parquet(f"{model}.parquet") for model in models}
     games = make_games(questions, answers, config.judge.pairs)
     vectors = load_vectors(config.judge.vectors)
-    stage = folder.stage("judge", sections=_deciding_fields(config), after=AFTER, force=force)
+    facts = {"vectors_sha256": vectors.sha256}
+    stage = folder.stage("judge", sections=_deciding_fields(config), after=AFTER, force=force, facts=facts)
     if stage.manifest:
         say("judge: done already")
         return stage.manifest
@@ -202,10 +203,11 @@ def _map(
     dataset = ray.data.from_items(items, override_num_blocks=max(1, -(-len(items) // block_rows)))
     pool = ray.data.ActorPoolStrategy(size=size, max_concurrent_calls_per_actor=calls)
     mapped = dataset.map_batches(
-        worker, fn_constructor_kwargs=options, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus, compute=pool
+        worker, fn_constructor_kwargs=options, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus, compute=pool, **RETRIES
     )
-    for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from map(json.loads, batch["row"].to_pylist())
+    with name_lost_workers(f"judge ({worker.__name__})"):
+        for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from map(json.loads, batch["row"].to_pylist())
 
 
 def _api_key(section: JudgeSection) -> SecretStr:

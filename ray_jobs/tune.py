@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ray_jobs.core.cluster import capacity, connect, require
+from ray_jobs.core.autoscaling import groups_fitting
+from ray_jobs.core.cluster import connect, node_resources, require
 from ray_jobs.core.config import Config
 from ray_jobs.core.config_file import to_toml, validate
-from ray_jobs.core.errors import ConfigError, StageMissing, TrainingFailed
+from ray_jobs.core.errors import ClusterError, ConfigError, StageMissing, TrainingFailed
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.records import content_id
 from ray_jobs.core.run_folder import RunFolder
@@ -100,6 +101,7 @@ def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str,
     space = _param_space(config)
     total = num_trials(space, num_samples=settings.num_samples)
     require("[workers]", workers.bundle, workers.num_workers)
+    max_concurrent = num_concurrent(settings.max_concurrent_trials, workers.bundle, workers.num_workers, node_resources())
     make_child = functools.partial(_child, config, storage=folder.sub("trials").uri)
     ended = []
     with Bar("tune", "trial") as bar:
@@ -115,7 +117,7 @@ def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str,
             space,
             seed=config.run.seed,
             num_samples=settings.num_samples,
-            max_concurrent=min(settings.max_concurrent_trials, capacity(workers.bundle) // workers.num_workers),
+            max_concurrent=max_concurrent,
             time_budget_s=settings.time_budget_s,
             folder=folder.root,
             filesystem=None if folder.is_local else folder.fs,
@@ -123,6 +125,23 @@ def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str,
         )
         folder.delete("ray")
     return [_row(settings.job, make_child(point), point, reason) for point, reason in outcomes], total
+
+
+def num_concurrent(at_most: int, bundle: dict[str, float], num_workers: int, nodes: list[dict[str, float]]) -> int:
+    """Return how many trials run at once: each takes its workers and a process of its own.
+
+    Raises:
+        ClusterError: not even one fits, though its workers do.
+    """
+    from tune_spaces.search import TRIAL_BUNDLE
+
+    found = groups_fitting([bundle] * num_workers + [TRIAL_BUNDLE], nodes, at_most=at_most)
+    if not found:
+        raise ClusterError(
+            f"[workers] leave no room for a trial's own process ({TRIAL_BUNDLE['memory'] / 2**30:g} GiB memory) beside "
+            f"{num_workers} x {bundle.get('memory', 0) / 2**30:g} GiB: lower [workers] memory or num_workers, or add nodes"
+        )
+    return found
 
 
 def _trial(job: str, make_child: Callable[[Point], Config], metric: str) -> Callable[[Point], None]:

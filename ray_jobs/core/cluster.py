@@ -5,15 +5,23 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ray_jobs.core.errors import ClusterError
-from ray_jobs.core.progress import Bar, OnProgress
+from ray_jobs.core.autoscaling import NodeTypes, most_fitting, node_types, times_fitting
+from ray_jobs.core.errors import ClusterError, JobError
+from ray_jobs.core.progress import Bar, OnProgress, say
 
 OBJECT_STORE_BYTES = 10**9
 START_TIMEOUT_S = 120
+NODE_TIMEOUT_S = 1800
+"""A cloud machine, its container and its packages take minutes."""
+NODE_POLL_S = 5
 POLL_S = 0.5
+RETRIES = {"max_restarts": 3, "max_task_retries": 3}
+"""What a Ray Data pool is given: by default Ray replaces an actor that dies each time for ever."""
+_started_here = threading.Event()
 _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
@@ -48,6 +56,8 @@ def connect() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        _started_here.set()
     _start(address)
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
@@ -56,6 +66,7 @@ def connect() -> Iterator[None]:
         ray.shutdown()
         if address is None:
             del os.environ["RAY_ADDRESS"]
+            _started_here.clear()
 
 
 def _start(address: str | None) -> None:
@@ -78,43 +89,84 @@ def _start(address: str | None) -> None:
 
 
 def require(what: str, bundle: dict[str, float], count: int = 1) -> None:
-    """Refuse `count` bundles that this cluster's nodes can never hold, even when idle.
+    """Refuse `count` bundles that this cluster can never hold, even when idle; wait for nodes that it can still start.
 
     Args:
         what: who asks, for the message, like "[workers] of finetune".
         bundle: {"CPU": n, "GPU": n, "memory": bytes}.
 
     Raises:
-        ClusterError: says what is asked, and what each node has.
+        ClusterError: says what is asked, and what each node has; or the nodes did not start in NODE_TIMEOUT_S.
     """
     fitting = capacity(bundle)
     if fitting >= count:
         return
-    nodes = _node_resources()
-    offers = "; ".join(f"node {i + 1}: {_words(node)}" for i, node in enumerate(nodes))
+    config = NodeTypes({}, 0) if _started_here.is_set() else node_types()
+    possible = max(fitting, most_fitting(bundle, config))
+    if possible >= count:
+        _await_nodes(what, bundle, count)
+        return
+    offers = [f"node {i + 1}: {_words(node)}" for i, node in enumerate(node_resources())]
+    offers += [f"node type {name}: {_words(kind.resources)}, {kind.max_nodes} at most" for name, kind in config.kinds.items()]
     raise ClusterError(
-        f"{what} needs {count} x ({_words(bundle)}), but this cluster can hold {fitting} at most ({offers}): "
+        f"{what} needs {count} x ({_words(bundle)}), but this cluster can hold {possible} at most ({'; '.join(offers)}): "
         "lower [workers] num_workers, cpus, gpus or memory, or add nodes"
     )
 
 
+def _await_nodes(what: str, bundle: dict[str, float], count: int) -> None:
+    """Ask the autoscaler for nodes and wait; they go again by themselves when idle."""
+    from ray.autoscaler.sdk import request_resources
+
+    say(f"{what}: waiting for the cluster to start nodes ...")
+    deadline = time.monotonic() + NODE_TIMEOUT_S
+    request_resources(bundles=[{key: amount for key, amount in bundle.items() if amount}] * count)
+    try:
+        while capacity(bundle) < count:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{what} needs {count} x ({_words(bundle)}), and the cluster has room for {capacity(bundle)} after waiting "
+                    f"{NODE_TIMEOUT_S} s for nodes: see `ray status` on its head for why they do not start"
+                )
+            time.sleep(NODE_POLL_S)
+    finally:
+        request_resources(bundles=[])  # a standing request would keep the nodes for ever
+
+
+@contextlib.contextmanager
+def name_lost_workers(what: str) -> Iterator[None]:
+    """Turn the end of a pool whose workers died again and again into one line.
+
+    Raises:
+        JobError: a worker was lost for good; an error that a worker raised passes as it is.
+    """
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise JobError(
+            f"{what}: a worker died {RETRIES['max_restarts'] + 1} times or cannot start ({reason}): "
+            "give it more memory or look at its log (RAYSTILL_RAY_LOGS=1); the same command goes on"
+        ) from error
+
+
 def capacity(bundle: dict[str, float]) -> int:
     """Return how many such bundles this cluster's nodes can hold together when idle."""
-    return sum(_times_fitting(bundle, node) for node in _node_resources())
+    return sum(times_fitting(bundle, node) for node in node_resources())
 
 
-def _node_resources() -> list[dict[str, float]]:
+def node_resources() -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _times_fitting(bundle: dict[str, float], node: dict[str, float]) -> int:
-    wanted = {key: amount for key, amount in bundle.items() if amount}
-    return min((int(node.get(key, 0) / amount + 1e-9) for key, amount in wanted.items()), default=10**6)
-
-
-def _words(resources: dict[str, float]) -> str:
+def _words(resources: Mapping[str, float]) -> str:
     memory = resources.get("memory", 0) / 2**30
     return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {memory:.1f} GiB memory"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_jobs.core import errors
+from ray_jobs.core.cluster import RETRIES, name_lost_workers
 
 MAX_BLOCKS = 1000
 """Blocks of the item list: one item each up to here, so that a slow file holds up no other."""
@@ -35,7 +36,7 @@ def each(
 ) -> Iterator[dict[str, Any]]:
     """Yield `kind(**arguments)(item)` of each item, in the order in which they finish.
 
-    Needs a connected cluster. A worker that dies is replaced, and its items are done again.
+    Needs a connected cluster. A worker that dies is replaced a few times, and its items are done again.
 
     Args:
         kind: class of the workers; made once for each.
@@ -43,7 +44,7 @@ def each(
         num_workers: at most so many.
 
     Raises:
-        JobError: as the first worker that raised one.
+        JobError: as the first worker that raised one; or a worker died each time.
     """
     import ray
 
@@ -58,9 +59,11 @@ def each(
         num_cpus=bundle.get("CPU", 1),
         num_gpus=bundle.get("GPU") or None,
         memory=bundle.get("memory") or None,
+        **RETRIES,
     )
-    for row in dataset.iter_rows():
-        outcome = json.loads(row["result"])
-        if "error" in outcome:
-            raise getattr(errors, outcome["error"])(outcome["message"])
-        yield outcome["value"]
+    with name_lost_workers(f"prepare ({kind.__name__})"):
+        for row in dataset.iter_rows():
+            outcome = json.loads(row["result"])
+            if "error" in outcome:
+                raise getattr(errors, outcome["error"])(outcome["message"])
+            yield outcome["value"]

@@ -211,6 +211,14 @@ def test_bad_settings_write_nothing(make_run, section, error_type, message):
     assert nothing_written(config)
 
 
+def test_other_vectors_of_the_same_name_are_refused(make_run):
+    config = make_run()
+    before = {"vectors_sha256": "of another file"}
+    RunFolder(config).stage("judge", sections=judge._deciding_fields(config), after=judge.AFTER, force=False, facts=before)
+    with pytest.raises(ConfigChanged, match=r"vectors_sha256: 'of another file' ->"):
+        judge.run(config, force=False)
+
+
 def test_answers_of_other_questions_are_refused(make_run):
     config = make_run()
     folder = RunFolder(config).folder("prepare")
