@@ -106,13 +106,22 @@ class Storage:
         self.write_bytes(name, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file; a torn last line is left out."""
+        """Return the rows of a JSONL file; a torn last line is left out.
+
+        Raises:
+            StorageError: an earlier line is not JSON.
+        """
         rows = []
-        for line in self.read_bytes(name).split(b"\n"):
+        lines = self.read_bytes(name).split(b"\n")
+        for number, line in enumerate(lines, start=1):
             try:
                 rows.append(json.loads(line))
-            except ValueError:
-                continue
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise StorageError(
+                    f"{self.uri}/{name} line {number} is not JSON ({error}): the file was damaged; make its stage anew with --force"
+                ) from None
         return rows
 
     def write_jsonl(self, name: str, rows: Iterable[dict[str, Any]]) -> None:

@@ -109,12 +109,25 @@ def _read_jsonl(stream: Any) -> _Numbered:
     for number, line in enumerate(io.BufferedReader(stream), start=1):
         if not line.strip():
             continue
-        try:
-            values = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:
-            yield number, None, f"not JSON ({error})"
-            continue
-        yield (number, values, "") if isinstance(values, dict) else (number, None, f"a JSON {type(values).__name__}, not an object")
+        yield number, *_parse_line(line)
+
+
+def _parse_line(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        return None, f"not JSON ({error})"
+    except RecursionError:
+        return None, "JSON nested too deeply"
+    if not isinstance(values, dict):
+        return None, f"a JSON {type(values).__name__}, not an object"
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return None, f"not Unicode text ({error.object[error.start]!a} is half a character)"
+    except RecursionError:
+        return None, "JSON nested too deeply"
+    return values, ""
 
 
 def _read_csv(stream: Any) -> _Numbered:

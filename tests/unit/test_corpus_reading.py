@@ -201,6 +201,22 @@ def test_broken_rows_are_told_apart_from_good_ones(write):
         assert f"p.jsonl line {number}: " in outcome[number - 1] and words in outcome[number - 1]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"question": "Q \\ud83d?", "answer": "A."}', "not Unicode text"),
+        ('{"question": "Q?", "answer": "A.", "note": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    ],
+    ids=["half a character", "nested"],
+)
+def test_a_row_that_json_allows_and_text_does_not_is_one_broken_row(write, line, words):
+    rows = list(read_rows(write("p.jsonl", line + '\n{"question": "Q?", "answer": "\\ud83d\\ude00"}')))
+    assert words in rows[0].error and rows[0].values is None
+    assert parse_pair(rows[1]).answer == "\U0001f600"
+    with pytest.raises(DataError, match=f"line 1: .*{words}"):
+        read_questions(write("q.jsonl", line))
+
+
 def test_csv_goes_on_after_a_broken_line(write):
     rows = list(read_rows(write("p.csv", 'question,answer\nQ1?,"A"x\nQ2?,A.\n')))
     assert [bool(row.error) for row in rows] == [True, False] and rows[1].values == {"question": "Q2?", "answer": "A."}

@@ -61,6 +61,14 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert storage.read_jsonl("log.jsonl") == [{"a": 1}, {"a": 2}]
 
 
+def test_a_broken_earlier_line_is_named(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(StorageError, match=r"log\.jsonl line 2 is not JSON"):
+        Storage(str(tmp_path)).read_jsonl("log.jsonl")
+    (tmp_path / "log.jsonl").write_text('{"a": 1}\n{"a": 2}')
+    assert Storage(str(tmp_path)).read_jsonl("log.jsonl") == [{"a": 1}, {"a": 2}]
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path):
     storage = Storage(str(tmp_path))
     wholes = [b"a" * 2**20, b"b" * 2**20]
