@@ -24,6 +24,7 @@ JOBS = {
     "serve": "endpoints for the run's teacher and student",
 }
 OTHER = {"submit": "any job above on a remote cluster", "jobs": "list, status, logs, stop of submitted jobs"}
+FORCE_HELP = "run: make anew the stages that were made with other settings, and what builds on them; another job: make its stage anew"
 MODULES = {"run": "ray_jobs.pipeline"}
 
 
@@ -38,8 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"raystill: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("raystill: interrupted; the same command goes on from here", file=sys.stderr)
+        print(interrupted(arguments), file=sys.stderr)
         return 130
+
+
+def interrupted(arguments: list[str]) -> str:
+    """Return what to say to an interrupted command: a stage with --force would start over, `run --force` would not."""
+    how = "the same command without --force" if "--force" in arguments and "run" not in arguments else "the same command"
+    return f"raystill: interrupted; {how} goes on from here"
 
 
 def _run_job(arguments: list[str]) -> int:
@@ -75,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("job", choices=list(JOBS), metavar="JOB", help="one of the jobs above")
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, like ray_jobs/configs/demo.toml")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
-    parser.add_argument("--force", action="store_true", help="start the stage anew, whatever is there")
+    parser.add_argument("--force", action="store_true", help=FORCE_HELP)
     parser.add_argument("--version", action="version", version=f"raystill {__version__}")
     return parser
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ray_jobs import __version__
-from ray_jobs.__main__ import JOBS
+from ray_jobs.__main__ import FORCE_HELP, JOBS
 from ray_jobs.core.config_file import load_config
 from ray_jobs.core.errors import ClusterError, ClusterUnreachable
 from ray_jobs.core.progress import say
@@ -174,7 +174,7 @@ def _submit_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="a TOML file; its [run] storage must be a URI or absolute path")
     _add_address(parser)
     parser.add_argument("--follow", action="store_true", help="print the job's log until it ends, and exit with its code")
-    parser.add_argument("--force", action="store_true", help="start the stage anew, whatever is there")
+    parser.add_argument("--force", action="store_true", help=FORCE_HELP)
     return parser
 
 

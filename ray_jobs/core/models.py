@@ -34,6 +34,11 @@ def resolve_model(name: str) -> Path:
         return check_folder(Storage(parent).local(folder), name)
     if Path(name).expanduser().is_dir():
         return check_folder(Path(name).expanduser().absolute(), name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"model folder {name!r} does not exist: give a folder, a GGUF file, "
+            f"a built-in name ({', '.join(BUILT_IN)}) or a hub id like ORGANISATION/MODEL"
+        )
     return check_folder(_from_hub(name), name)
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ray_jobs.__main__ import JOBS, OTHER, main
+from ray_jobs.__main__ import JOBS, OTHER, interrupted, main
 
 HEAVY = ("torch", "ray", "transformers", "pandas", "scipy", "pyarrow", "numpy", "pydantic")
 
@@ -93,6 +93,15 @@ def test_a_cluster_that_does_not_answer_is_one_line_and_exit_code_4(command, con
 def test_an_address_that_is_none_is_exit_code_2(capsys):
     assert main(["jobs", "list", "--address", "ray://127.0.0.1:10001"]) == 2
     assert "like http://127.0.0.1:8265" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_to_go_on_and_help_what_force_makes_anew(capsys):
+    for words in (["tune", "a.toml"], ["run", "a.toml", "--force"]):
+        assert interrupted(words).endswith("the same command goes on from here")
+    assert "the same command without --force goes on" in interrupted(["tune", "a.toml", "--force"])
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "stages that were made with other settings" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_wrong_config_is_not_sent(config, capsys):

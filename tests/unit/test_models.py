@@ -68,3 +68,10 @@ def test_a_remote_folder_is_copied_here_and_checked(folder, monkeypatch, tmp_pat
 def test_a_package_that_is_not_installed_is_one_line():
     with pytest.raises(ModelError, match="'no-such-package' is not installed"):
         package_folder("no_such_package", "no-such-package")
+
+
+@pytest.mark.parametrize("name", ["./none", "/no/such", "~/none", "../none", "runs/none/student"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="does not exist: give a folder"):
+        resolve_model(name)
