@@ -18,7 +18,7 @@ from ray_jobs.corpus.files import InputFile, find_file, find_files
 from ray_jobs.corpus.leaks import reference_runs
 from ray_jobs.corpus.parts import dropped_of, is_finished, part_names
 from ray_jobs.corpus.ray_data import each
-from ray_jobs.corpus.selection import Pick, Selector, by_part, plan_shards, select
+from ray_jobs.corpus.selection import Pick, Selector, Shard, by_part, plan_shards, select
 from ray_jobs.corpus.tables import write_chunks, write_pairs
 from ray_jobs.corpus.template import ChatTemplate, require_chat_template
 from ray_jobs.corpus.workers import PackShard, ReadFile, WritePairs
@@ -80,7 +80,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         try:
             counts, dropped = _Prepare(config, stage, inputs).work()
         except (DataError, ModelError):
-            stage.folder.clear()
+            folder.discard(stage)
             raise
     stage.folder.write_jsonl("dropped.jsonl", [item._asdict() for item in dropped])
     manifest = stage.finish(counts=counts, headline=_headline(counts), next="raystill finetune CONFIG")
@@ -159,7 +159,9 @@ class _Prepare:
 
     def _pack(self, picks: list[Pick]) -> dict[str, Counter[str]]:
         data = self._config.data
-        items = [{"shard": shard} for shard in plan_shards(picks, eval_share=data.eval_share)]
+        shards = plan_shards(picks, eval_share=data.eval_share)
+        require_train(shards, data.eval_share)
+        items = [{"shard": shard} for shard in shards]
         arguments = {"parts": self._parts, "target": self._folder, "max_length": data.max_length}
         packed: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
         with Bar("prepare: pack", "shard") as bar:
@@ -188,6 +190,17 @@ class _Prepare:
             "eval_label_tokens": packed["eval"]["label_tokens"],
             "dropped": dict(_by_reason(dropped)),
         }
+
+
+def require_train(shards: list[Shard], eval_share: float) -> None:
+    """Refuse a plan that holds out every example.
+
+    Raises:
+        DataError: no shard of the training split has an example.
+    """
+    if not any(shard.picks for shard in shards if shard.split == "train"):
+        num = sum(len(rows) for shard in shards for _, rows in shard.picks)
+        raise DataError(f"all {num} examples are held out, none is left to train on: lower [data] eval_share (now {eval_share:g})")
 
 
 def _headline(counts: dict[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ class DataSection(Section):
     """Token budget of one chunk of a document."""
     train_on_chunks: bool = True
     """Whether the chunks themselves are training text, beside the pairs."""
-    eval_share: Share = 0.1
+    eval_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of examples held out for the evaluation loss."""
     near_duplicate: Share = 0.8
     """Jaccard similarity of word 3-grams (MinHash estimate) from which an example counts as a repeat."""

@@ -4,7 +4,8 @@ import pytest
 
 from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ConfigChanged, StageMissing, StorageError
-from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.run_folder import RunFolder, clear_stage
+from ray_jobs.core.storage import Storage
 
 
 def run_folder(storage, name="r", **sections):
@@ -76,6 +77,46 @@ def test_force_starts_anew_and_leaves_nothing_of_before(tmp_path):
     anew = prepare(run_folder(tmp_path, data={"max_length": 256}), force=True)
     assert anew.manifest is None
     assert anew.folder.names() == ["started.json"]
+
+
+@pytest.mark.parametrize("left", ["result.json", "manifest.json"])
+def test_what_lies_in_a_stage_that_never_started_is_cleared(tmp_path, left):
+    stage = prepare(run_folder(tmp_path))
+    stage.folder.write_json(left, {})
+    stage.folder.delete("started.json")
+    again = prepare(run_folder(tmp_path))
+    assert again.manifest is None
+    assert again.folder.names() == ["started.json"]
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_a_clearing_that_was_killed_is_finished_by_the_next_start(tmp_path, forced):
+    stage = prepare(run_folder(tmp_path))
+    for name in ("a.json", "b.json"):
+        stage.folder.write_json(name, {})
+    stage.finish()
+
+    class Killed(Storage):
+        def delete(self, name):
+            if name == "b.json":
+                raise KeyboardInterrupt
+            super().delete(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        clear_stage(Killed(stage.folder.uri))
+    assert stage.folder.names() == ["b.json", "started.json"]
+    again = prepare(run_folder(tmp_path, data={"max_length": 256}), force=forced)
+    assert again.manifest is None
+    assert again.folder.names() == ["started.json"]
+
+
+def test_a_stage_that_came_to_nothing_takes_the_run_folder_along_only_where_it_is_alone(tmp_path):
+    folder = run_folder(tmp_path)
+    folder.discard(prepare(folder))
+    assert list(tmp_path.iterdir()) == []
+    prepare(folder).finish()
+    folder.discard(finetune(folder))
+    assert folder.storage.names() == ["config.json", "prepare"]
 
 
 def test_a_stage_needs_those_before_it(tmp_path):
