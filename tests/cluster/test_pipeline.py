@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,18 +41,37 @@ def start(toml: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 
-def kill_in_stage(toml: Path, stage_folder: Path, delay_s: float) -> bool:
-    """Start the chain, kill its driver `delay_s` after the stage began; False where the stage was finished by then."""
+def kill_in_stage(toml: Path, run: Path, stage: str, delay_s: float) -> bool:
+    """Start the chain, kill its driver `delay_s` after it said that it begins the stage and opened the stage's folder.
+
+    Returns:
+        Whether the kill fell within the stage: False where it was finished by then.
+    """
     process = start(toml)
+    folder = run / FOLDERS.get(stage, stage)
+    begins = f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage} ..."
+    lines: list[str] = []
+    begun = threading.Event()
+
+    def read() -> None:
+        for line in process.stderr:
+            lines.append(line.strip())
+            if lines[-1] == begins:
+                begun.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     deadline = time.monotonic() + WAIT_S
-    while not (stage_folder / "started.json").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, f"{stage_folder.name} did not start"
+    while not (begun.is_set() and (folder / "started.json").exists()):
+        assert process.poll() is None, lines
+        assert time.monotonic() < deadline, f"{stage} did not begin: {lines}"
         time.sleep(0.02)
     time.sleep(delay_s)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return not (stage_folder / "manifest.json").exists()
+    process.wait()
+    reader.join(WAIT_S)
+    process.stdout.close()
+    return not (folder / "manifest.json").exists()
 
 
 def results(run: Path) -> dict:
@@ -78,19 +98,27 @@ def test_killed_in_every_stage_gives_the_undisturbed_result(ray_cluster, tiny_co
 
     killed = Path(config.run.storage) / "killed"
     draw = random.Random(20261121)
+    landed = []
     for stage in STAGES:
         before = manifest_ids(killed)
-        kill_in_stage(killed_toml, killed / FOLDERS.get(stage, stage), draw.uniform(0.1, 4.0))
-        after = manifest_ids(killed)
-        assert before.items() <= after.items(), "a finished stage was run again"
+        if stage in before:  # the kill before came too late: this stage is finished
+            continue
+        if kill_in_stage(killed_toml, killed, stage, draw.uniform(0.1, 2.0)):
+            landed.append(stage)
+        assert before.items() <= manifest_ids(killed).items(), "a finished stage was run again"
+    assert len(landed) >= 4, f"the driver was killed within {landed} only"
+    before = manifest_ids(killed)
     last = start(killed_toml)
     _, errors = last.communicate(timeout=600)
     assert last.returncode == 0, errors
+    assert before.items() <= manifest_ids(killed).items(), "a finished stage was run again"
     assert results(killed) == results(Path(config.run.storage) / "plain")
 
 
 def manifest_ids(run: Path) -> dict:
-    return {path.parent.name: json.loads(path.read_text())["id"] for path in run.glob("*/manifest.json")}
+    """The ids of the finished stages' manifests, by stage."""
+    stage_of = {folder: stage for stage, folder in FOLDERS.items()}
+    return {stage_of.get(path.parent.name, path.parent.name): json.loads(path.read_text())["id"] for path in run.glob("*/manifest.json")}
 
 
 def test_more_than_any_node_has_is_refused_at_once(ray_cluster, tiny_config, tmp_path):
