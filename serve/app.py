@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import logging
 import random
 from collections.abc import AsyncIterator, Mapping
 from importlib.resources import files
@@ -14,7 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from serve.deployment import MAX_ONGOING, RETRY_AFTER_S, Backend, HandleBackend, ModelReplica, Sampling
-from serve.engines import Completion, PromptTooLong
+from serve.engines import ChatRefused, Completion, PromptTooLong
 from serve.schema import ApiError, ChatReply, ChatRequest, CompletionRequest, GenerationRequest, Reply, ServeArgs, TextReply
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ MAX_PROMPT_CHARS = 1_000_000
 """Longer prompts are refused before a tokenizer spends seconds on them."""
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 public = APIRouter()
+logger = logging.getLogger(__name__)
 
 
 def digest(key: str) -> str:
@@ -65,6 +67,7 @@ def create_app(backends: Mapping[str, Backend], *, max_new_tokens: int, key_dige
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(Exception, _fail)
     return app
 
 
@@ -150,6 +153,8 @@ async def _first(pieces: AsyncIterator[str | Completion], body: GenerationReques
         return await anext(pieces)
     except PromptTooLong as error:
         raise ApiError(413, str(error), param=body.prompt_field, code="context_length_exceeded") from None
+    except ChatRefused as error:
+        raise ApiError(400, str(error), param=body.prompt_field) from None
 
 
 async def _events(
@@ -166,6 +171,9 @@ async def _events(
         yield "data: [DONE]\n\n"
     except ApiError as error:
         yield _event(error.body)
+    except Exception as error:  # the status is sent: only an event can still tell the client
+        logger.exception("an answer failed on its way")
+        yield _event(_failure(error).body)
     finally:
         await pieces.aclose()
 
@@ -197,6 +205,15 @@ def _refuse_body(request: Request, error: RequestValidationError) -> JSONRespons
 
 def _refuse_route(request: Request, error: HTTPException) -> JSONResponse:
     return _refuse(request, ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+
+def _fail(request: Request, error: Exception) -> JSONResponse:
+    return _refuse(request, _failure(error))
+
+
+def _failure(error: Exception) -> ApiError:
+    # what went wrong inside is for the log, not for clients
+    return ApiError(500, f"the server failed ({type(error).__name__}): its log says why", code="internal_error")
 
 
 class Ingress:

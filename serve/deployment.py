@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
-from serve.engines import Completion, Engine, Prompt, PromptTooLong, open_engine
+from serve.engines import ChatRefused, Completion, Engine, Prompt, PromptTooLong, open_engine
 from serve.schema import ApiError, ModelArgs
 
 MAX_ONGOING = 4
@@ -47,7 +47,7 @@ class EngineBackend:
         """Yield pieces of text, then the completion; closing the iterator stops the work after the step in flight.
 
         Raises:
-            PromptTooLong: as the engine.
+            PromptTooLong, ChatRefused: as the engine.
         """
         pieces = self._engine.stream(prompt, **sampling._asdict())
         step = None
@@ -107,7 +107,7 @@ class HandleBackend:
         """Yield what a replica yields.
 
         Raises:
-            PromptTooLong: as the engine.
+            PromptTooLong, ChatRefused: as the engine.
             ApiError: 429 where the queue is full, 503 where the replica is lost.
         """
         from ray.exceptions import RayActorError
@@ -117,9 +117,9 @@ class HandleBackend:
         try:
             async for piece in pieces:
                 yield piece
-        except PromptTooLong as error:
+        except (PromptTooLong, ChatRefused) as error:
             cause = getattr(error, "cause", error)
-            raise PromptTooLong(str(cause)) from None
+            raise (PromptTooLong if isinstance(error, PromptTooLong) else ChatRefused)(str(cause)) from None
         except BackPressureError:
             raise ApiError(429, "the model's queue is full: try again later", code="queue_full", retry_after_s=RETRY_AFTER_S) from None
         except (RayActorError, DeploymentUnavailableError):

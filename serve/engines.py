@@ -30,6 +30,10 @@ class PromptTooLong(ValueError):
     """The prompt leaves no room for an answer in the model's context."""
 
 
+class ChatRefused(ValueError):
+    """The model's chat template takes no such chat: roles that must alternate, a system message it does not know."""
+
+
 class Engine(Protocol):
     """One loaded model. Both methods may be called from several threads."""
 
@@ -109,6 +113,7 @@ class TransformersEngine:
 
         Raises:
             PromptTooLong: a prompt fills the context.
+            ChatRefused: the chat template takes no such chat.
         """
         if not chats:
             return []
@@ -149,7 +154,12 @@ class TransformersEngine:
         return self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
 
     def _render(self, chat: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise ChatRefused(f"the model's chat template refuses these messages: {error}") from None
 
     def _decode(
         self, encoded: dict[str, "torch.Tensor"], max_new_tokens: int, temperature: float, seed: int
@@ -213,7 +223,7 @@ def _dtype(name: str, device: str) -> "torch.dtype":
 
     if name != "auto":
         return getattr(torch, name)
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has = torch.cpu.get_capabilities()
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32

@@ -12,6 +12,7 @@ from ray_jobs.core.errors import EndpointError
 from serve.app import MAX_PROMPT_CHARS, create_app, digest
 from serve.client import is_healthy, wait_until_healthy
 from serve.deployment import EngineBackend
+from serve.engines import ChatRefused
 from serve.schema import ApiError
 
 
@@ -51,8 +52,11 @@ def client(engine):
         "student": EngineBackend(FakeEngine("student")),
         "full": Full(error=FULL),
         "torn": Unwell(error=ApiError(503, "lost")),
+        "picky": Full(error=ChatRefused("the model's chat template refuses these messages: roles must alternate")),
+        "faulty": Full(error=RuntimeError("secret path")),
+        "faulty later": Unwell(error=RuntimeError("secret path")),
     }
-    return TestClient(create_app(backends, max_new_tokens=8))
+    return TestClient(create_app(backends, max_new_tokens=8), raise_server_exceptions=False)
 
 
 def events(response):
@@ -149,6 +153,26 @@ def test_a_stream_that_breaks_ends_with_an_error_object_and_without_done(client)
     parts = events(client.post("/v1/chat/completions", json=BODY | {"model": "torn", "stream": True}))
     assert json.loads(parts[-1])["error"]["type"] == "server_error"
     assert "[DONE]" not in parts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_that_the_template_refuses_is_400(client, stream):
+    response = client.post("/v1/chat/completions", json=BODY | {"model": "picky", "stream": stream})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    assert "roles must alternate" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("model", "stream"), [("faulty", False), ("faulty", True), ("faulty later", False)])
+def test_any_other_failure_is_a_500_error_object_without_its_text(client, model, stream):
+    response = client.post("/v1/chat/completions", json=BODY | {"model": model, "stream": stream})
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+    assert "secret" not in response.text
+
+
+def test_any_other_failure_inside_a_stream_is_an_error_event_and_the_end(client):
+    parts = events(client.post("/v1/chat/completions", json=BODY | {"model": "faulty later", "stream": True}))
+    assert json.loads(parts[-1])["error"]["type"] == "server_error"
+    assert "[DONE]" not in parts and "secret" not in parts[-1]
 
 
 def test_models_and_health(client):

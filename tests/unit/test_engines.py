@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from made_run import make_run
 
-from serve.engines import REPLACEMENT, Completion, PromptTooLong, TransformersEngine, unsent
+from serve.engines import REPLACEMENT, ChatRefused, Completion, PromptTooLong, TransformersEngine, unsent
 
 CHATS = [
     [{"role": "user", "content": "What is a page table?"}],
@@ -114,6 +114,13 @@ def test_engine_answers_several_threads(engine):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert [made[i] for i in range(len(CHATS))] == engine.generate(CHATS, max_new_tokens=6)
+
+
+def test_a_chat_that_the_template_refuses_says_why(tiny_model):
+    picky = TransformersEngine(str(tiny_model), dtype="float32")
+    picky.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ChatRefused, match="roles must alternate"):
+        picky.generate(CHATS, max_new_tokens=2)
 
 
 def test_nothing_in_nothing_out(engine):
