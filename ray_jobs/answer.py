@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
 from ray_jobs.core.errors import ConfigError, DataError, JobError
+from ray_jobs.core.memory import peak_bytes, reset_peak
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.records import Answer, content_id
 from ray_jobs.core.run_folder import MODEL_STAGES, RunFolder
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.template import chat_messages
-from ray_jobs.training.memory import memory_limit, peak_bytes
+from ray_jobs.training.memory import memory_limit
 
 if TYPE_CHECKING:
     from serve.engines import Completion, Engine
@@ -104,9 +105,13 @@ class AnswerBatch:
         self._memory_bytes = memory_bytes
         self._model = ""
         self._engine: Engine | None = None
+        self._peak_is_own = False
 
     def __call__(self, batch: Row) -> Row:
-        """Return {"model", "number", "peak_bytes", "answers": Answer rows}; `latency_s` is the batch's seconds over its rows."""
+        """Return {"model", "number", "peak_bytes", "peak_is_own", "answers": Answer rows}.
+
+        `peak_is_own` is false where the peak is that of all models this worker has held.
+        """
         chats = [item["chat"] for item in batch["chats"]]
         with memory_limit(self._memory_bytes):
             self._hold(batch["model"])
@@ -114,12 +119,14 @@ class AnswerBatch:
             completions = self._generate(chats, batch["seed"])
         latency_s = (time.monotonic() - began) / len(chats)
         answers = [self._row(item["question_id"], made, latency_s) for item, made in zip(batch["chats"], completions, strict=True)]
-        return {"model": batch["model"], "number": batch["number"], "peak_bytes": peak_bytes(), "answers": answers}
+        peak = {"peak_bytes": peak_bytes(), "peak_is_own": self._peak_is_own}
+        return {"model": batch["model"], "number": batch["number"], **peak, "answers": answers}
 
     def _hold(self, model: str) -> None:
         """Batches come model by model, so that each is loaded once; the one before is let go first."""
         if model != self._model:
             self._engine = None
+            self._peak_is_own = reset_peak()
             self._engine, self._model = self._make_engine[model](), model
 
     def _generate(self, chats: list[Any], seed: int) -> "list[Completion | Exception]":
@@ -190,6 +197,7 @@ def _write_table(model: str, made: list[Row], questions: list[Row], results: Sto
         "actor_seconds": round(seconds, 3),
         "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
         "peak_bytes": max(result["peak_bytes"] for result in mine),
+        "peak_is_own": all(result["peak_is_own"] for result in mine),
     }
 
 

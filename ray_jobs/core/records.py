@@ -45,7 +45,10 @@ class Question(Record):
 
 
 class Answer(Record):
-    """What one model answered; `finish_reason` is stop, length or error (then `error` says why)."""
+    """What one model answered; `finish_reason` is stop, length or error (then `error` says why).
+
+    `latency_s` is the seconds of the batch divided by its rows: a share of work, not how long anyone waited.
+    """
 
     answer_id: str
     question_id: str

@@ -6,7 +6,6 @@ skipped; without, it goes on. Other settings are refused; another input (an earl
 
 import importlib.metadata
 import platform
-import resource
 import subprocess
 import time
 import uuid
@@ -17,6 +16,7 @@ from ray_jobs import __version__
 from ray_jobs.core.config import Config
 from ray_jobs.core.config_file import flatten
 from ray_jobs.core.errors import ConfigChanged, StageMissing
+from ray_jobs.core.memory import peak_bytes, reset_peak
 from ray_jobs.core.storage import Storage
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "gensim", "openvino", "onnxruntime", "pyarrow")
@@ -40,6 +40,7 @@ class Stage:
         self.folder = folder
         self.started = started
         self._clock = time.monotonic()
+        self._peak_is_own = reset_peak()
 
     @property
     def manifest(self) -> dict[str, Any] | None:
@@ -58,7 +59,8 @@ class Stage:
             "settings": self.started["settings"],
             "inputs": self.started["inputs"],
             "seconds": round(time.monotonic() - self._clock, 3),
-            "driver_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "driver_peak_bytes": peak_bytes(),
+            "driver_peak_is_own": self._peak_is_own,  # false: it is the peak of the stages before, too
             **facts,
         }
         self.folder.write_json("manifest.json", manifest)
@@ -124,23 +126,15 @@ class RunFolder:
         folder = self.storage.sub(FOLDERS.get(name, name))
         if folder.exists("started.json"):
             before = folder.read_json("started.json")
-            if not force and before["inputs"] is not None:
+            if not force:
                 self._refuse_change(name, before["settings"], settings)
             if force or before["inputs"] != inputs:
-                clear_stage(folder)
-        else:
-            clear_stage(folder)
+                folder.clear()
         if not folder.exists("manifest.json"):
             folder.make()
             self.storage.write_json("config.json", self._provenance())
             folder.write_json("started.json", started)
         return Stage(name, folder, started)
-
-    def discard(self, stage: Stage) -> None:
-        """Delete a stage that came to nothing, and the run's folder where no other stage is in it."""
-        clear_stage(stage.folder)
-        if set(self.storage.names()) <= {"config.json"}:
-            self.storage.clear()
 
     def _settings(self, sections: list[str]) -> dict[str, Any]:
         flat = flatten(self.config.model_dump(mode="json"))
@@ -163,20 +157,6 @@ class RunFolder:
             "versions": {"raystill": __version__, "python": platform.python_version(), **versions()},
             "git_revision": git_revision(),
         }
-
-
-def clear_stage(folder: Storage) -> None:
-    """Delete a stage's folder; killed at any point, it leaves nothing that looks finished or that a stage would go on from.
-
-    The manifest goes first and `started.json` last; in between it names no inputs, so that the next start clears the rest.
-    """
-    folder.delete("manifest.json")
-    if folder.exists("started.json"):
-        folder.write_json("started.json", {**folder.read_json("started.json"), "inputs": None})
-    for name in folder.names():
-        if name != "started.json":
-            folder.delete(name)
-    folder.clear()
 
 
 def versions() -> dict[str, str]:

@@ -143,9 +143,9 @@ def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
     import torch
     from ray.train.torch import get_device
 
+    from ray_jobs.core.memory import peak_bytes
     from ray_jobs.training.batches import PackedRows
     from ray_jobs.training.loop import train
-    from ray_jobs.training.memory import peak_bytes
     from ray_jobs.training.ranks import gather, rank
 
     torch.set_num_threads(max(1, int(workers.cpus)))

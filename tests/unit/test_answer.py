@@ -4,6 +4,7 @@ import pytest
 
 from ray_jobs.answer import AnswerBatch, check, make_batches
 from ray_jobs.core.errors import ConfigError, DataError
+from ray_jobs.core.memory import reset_peak
 from ray_jobs.core.records import Answer
 from serve.engines import Completion
 
@@ -84,3 +85,11 @@ def test_nothing_to_answer_is_refused_before_any_work(tiny_config):
         check(tiny_config(answer__models=[]))
     with pytest.raises(DataError, match="questions is not set"):
         check(tiny_config(data__questions=None))
+
+
+def test_peaks_say_whether_they_are_the_models_own():
+    batch = make_batches(questions("why"), size=9, system_prompt="", seed=0)[0]
+    worker = AnswerBatch(make_engine={"base": OneBadChat}, max_new_tokens=5, sampling_temperature=0.0, memory_bytes=2**40)
+    made = worker({"model": "base", **batch})
+    assert made["peak_bytes"] > 0
+    assert made["peak_is_own"] == reset_peak()
