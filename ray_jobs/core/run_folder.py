@@ -126,15 +126,23 @@ class RunFolder:
         folder = self.storage.sub(FOLDERS.get(name, name))
         if folder.exists("started.json"):
             before = folder.read_json("started.json")
-            if not force:
+            if not force and before["inputs"] is not None:
                 self._refuse_change(name, before["settings"], settings)
             if force or before["inputs"] != inputs:
-                folder.clear()
+                clear_stage(folder)
+        else:
+            clear_stage(folder)
         if not folder.exists("manifest.json"):
             folder.make()
             self.storage.write_json("config.json", self._provenance())
             folder.write_json("started.json", started)
         return Stage(name, folder, started)
+
+    def discard(self, stage: Stage) -> None:
+        """Delete a stage that came to nothing, and the run's folder where no other stage is in it."""
+        clear_stage(stage.folder)
+        if set(self.storage.names()) <= {"config.json"}:
+            self.storage.clear()
 
     def _settings(self, sections: list[str]) -> dict[str, Any]:
         flat = flatten(self.config.model_dump(mode="json"))
@@ -157,6 +165,20 @@ class RunFolder:
             "versions": {"raystill": __version__, "python": platform.python_version(), **versions()},
             "git_revision": git_revision(),
         }
+
+
+def clear_stage(folder: Storage) -> None:
+    """Delete a stage's folder; killed at any point, it leaves nothing that looks finished or that a stage would go on from.
+
+    The manifest goes first and `started.json` last; in between it names no inputs, so that the next start clears the rest.
+    """
+    folder.delete("manifest.json")
+    if folder.exists("started.json"):
+        folder.write_json("started.json", {**folder.read_json("started.json"), "inputs": None})
+    for name in folder.names():
+        if name != "started.json":
+            folder.delete(name)
+    folder.clear()
 
 
 def versions() -> dict[str, str]:
