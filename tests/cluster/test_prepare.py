@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_jobs import prepare
-from ray_jobs.core.errors import ConfigChanged, DataError, ModelError
+from ray_jobs.core.errors import ConfigChanged, DataError, JobError, ModelError
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus.packing import IGNORE
+from ray_jobs.corpus.ray_data import each
 
 pytestmark = pytest.mark.cluster
 WORDS = "kernel page frame inode lock thread cache disk queue table".split()
@@ -230,3 +231,15 @@ def test_a_model_writes_pairs_from_chunks(ray_cluster, config, course, tiny_mode
     counts = prepare.run(asked, force=False)["counts"]
     # the tiny model is random: what it writes is noise, counted and named
     assert counts["pairs"] + counts["dropped"]["unusable written pair"] == 2 * counts["chunks"] > 0
+
+
+class Dying:
+    """A worker whose process ends with each item."""
+
+    def __call__(self, item):
+        os._exit(1)
+
+
+def test_workers_that_die_each_time_are_one_line(ray_cluster):
+    with pytest.raises(JobError, match=r"^prepare \(Dying\): a worker died 4 times"):
+        list(each([{"unit": "a"}], Dying, {}, bundle={"CPU": 1.0}, num_workers=1))
