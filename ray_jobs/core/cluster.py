@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -81,6 +82,8 @@ def _start(address: str | None) -> None:
         raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address!r}: {error}; start one or unset RAY_ADDRESS") from None
     import ray.data
 
+    # RETRIES have no other place in this version of Ray
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.print_on_execution_start = False
