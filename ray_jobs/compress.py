@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_jobs.core.cluster import connect, progress_board, require
-from ray_jobs.core.config import Config
-from ray_jobs.core.errors import DataError
+from ray_jobs.core.config import Config, WorkersSection
+from ray_jobs.core.errors import DataError, JobError
 from ray_jobs.core.progress import OnProgress, say
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.storage import Storage
@@ -43,6 +43,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         StageMissing: there is no student or no held-out text yet.
         DataError: no text was held out.
         ModelError: an export does not say what the student says.
+        JobError: a task was lost, or passed its memory limit.
     """
     folder = RunFolder(config)
     _require_held_out(folder.finished("prepare")["counts"])
@@ -102,6 +103,14 @@ def _get(references: list[Any]) -> list[Any]:
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise lost_task(error) from error
+
+
+def lost_task(error: Exception) -> JobError:
+    """Return in one line what Ray says of a task whose process or node is gone."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return JobError(f"compress lost a task ({type(error).__name__}): {lines[0]}; the same command goes on with what is not exported yet")
 
 
 def _export(work: Work, engine: str, names: list[str]) -> None:
@@ -109,11 +118,13 @@ def _export(work: Work, engine: str, names: list[str]) -> None:
     import torch
 
     from ray_jobs.compression.variants import export
+    from ray_jobs.training.memory import memory_limit
 
     torch.set_num_threads(1)
-    for made in export(engine, names, _source(work)):
-        work.target.upload(made.folder, made.name)
-        work.target.write_json(f"{made.name}/{EXPORTED}", made.facts)
+    with memory_limit(work.config.workers.memory_bytes):
+        for made in export(engine, names, _source(work)):
+            work.target.upload(made.folder, made.name)
+            work.target.write_json(f"{made.name}/{EXPORTED}", made.facts)
 
 
 def _measure(work: Work, on_progress: OnProgress) -> list[dict[str, Any]]:
@@ -121,19 +132,21 @@ def _measure(work: Work, on_progress: OnProgress) -> list[dict[str, Any]]:
     import torch
 
     from ray_jobs.compression.bench import measure
+    from ray_jobs.training.memory import memory_limit
 
     torch.set_num_threads(max(1, int(work.config.workers.cpus)))
     section = work.config.compress
     segments = _held_out(work)
-    return measure(
-        _candidates(work),
-        prompts=_prompts(work, segments),
-        segments=segments,
-        new_tokens=section.new_tokens,
-        repetitions=section.repetitions,
-        reference=REFERENCE,
-        on_progress=on_progress,
-    )
+    with memory_limit(work.config.workers.memory_bytes):
+        return measure(
+            _candidates(work),
+            prompts=_prompts(work, segments),
+            segments=segments,
+            new_tokens=section.new_tokens,
+            repetitions=section.repetitions,
+            reference=REFERENCE,
+            on_progress=on_progress,
+        )
 
 
 def _source(work: Work) -> "Source":
@@ -174,12 +187,14 @@ def _prompts(work: Work, segments: "list[Segment]") -> list[list[int]]:
 
 
 def _candidates(work: Work) -> "list[Candidate]":
-    """Return base, teacher, student on each device, then the student's variants."""
-    import torch
-
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    plain = [candidate for device in devices for candidate in _plain_models(work, device)]
+    """Return base, teacher, student on each device that a worker gets, then the student's variants."""
+    plain = [candidate for device in devices(work.config.workers) for candidate in _plain_models(work, device)]
     return plain + [_variant(name, work.target.local(name)) for name in dict.fromkeys(work.config.compress.variants)]
+
+
+def devices(workers: WorkersSection) -> list[str]:
+    """Return where the plain models are measured: on a GPU only where the task is given one, whatever its node has."""
+    return ["cpu", "cuda"] if workers.device == "cuda" else ["cpu"]
 
 
 def _plain_models(work: Work, device: str) -> "list[Candidate]":
@@ -189,7 +204,7 @@ def _plain_models(work: Work, device: str) -> "list[Candidate]":
     from ray_jobs.core.models import resolve_model
     from ray_jobs.training.models import choose_dtype, load_merged, load_model
 
-    dtype = torch.float32 if device == "cpu" else choose_dtype("auto")
+    dtype = torch.float32 if device == "cpu" else choose_dtype("auto", device)
     base, adapter, student = resolve_model(work.config.teacher.model), work.finetune.local("adapter"), work.distill.local("student")
     return [
         _plain("base", device, dtype, [base], lambda: TorchRuntime(load_model(base, dtype=dtype, device=device))),

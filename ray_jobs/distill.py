@@ -86,7 +86,7 @@ def _build(config: Config, finetuned: Storage, device: str) -> tuple[Any, Any]:
 
     section, student = config.distill, config.student
     base = resolve_model(config.teacher.model)
-    teacher = load_merged(base, finetuned.local("adapter"), dtype=choose_dtype(section.dtype), device=device)
+    teacher = load_merged(base, finetuned.local("adapter"), dtype=choose_dtype(section.dtype, device), device=device)
     if student.model is None:
         model = build_student(teacher, choose_layers(teacher.config.num_hidden_layers, student.layers)).to(device)
     else:

@@ -71,7 +71,7 @@ def _build(name: str, section: dict[str, Any], device: str) -> tuple[Any, Any]:
     from ray_jobs.training.models import Quantization, add_lora, choose_dtype, load_model
 
     quantization = Quantization(**section["quantization"]) if section["method"] == "qlora" else None
-    model = load_model(resolve_model(name), dtype=choose_dtype(section["dtype"]), quantization=quantization, device=device)
+    model = load_model(resolve_model(name), dtype=choose_dtype(section["dtype"], device), quantization=quantization, device=device)
     return add_lora(model, **section["lora"]), cross_entropy_loss
 
 

@@ -51,7 +51,7 @@ def train(
         TrainingFailed: the loss is no longer finite.
     """
     steps = recipe.num_steps(len(rows))
-    dtype = choose_dtype(recipe.dtype)
+    dtype = choose_dtype(recipe.dtype, next(model.parameters()).device.type)
     worker = Worker(model, loss, recipe, dtype)
     progress = Progress() if resume_from is None else worker.load(resume_from)
     log = Log(progress, every=recipe.log_every_steps, last=steps, on_log=on_log if rank() == 0 else None)

@@ -24,16 +24,17 @@ class Quantization(NamedTuple):
     """Whether the quantization constants are quantized too."""
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """Return the computation type of a config's `dtype` on this machine.
+def choose_dtype(name: str, device: str = "cpu") -> torch.dtype:
+    """Return the computation type of a config's `dtype` on a device of this machine.
 
     Args:
         name: float32, bfloat16, float16, or auto: bfloat16 where the device computes in it (GPUs since Ampere,
             CPUs with AVX512-BF16 or AMX), else float16 on GPUs and float32 on CPUs.
+        device: cpu, cuda or cuda:N: what the worker was given, not what the machine has.
     """
     if name != "auto":
         return _DTYPES[name]
-    if torch.cuda.is_available():
+    if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     has = torch.cpu.get_capabilities()
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
@@ -61,7 +62,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantiza
         device: cpu, cuda or cuda:N.
 
     Raises:
-        ModelError: transformers cannot load it, it is quantized already, or it changes its logits after the head.
+        ModelError: transformers cannot load it, it is quantized already, its head has a bias, or it changes its logits after it.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -75,6 +76,7 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantiza
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model folder {folder} cannot be loaded: {error}") from None
     _refuse_logit_transforms(model.config, folder)
+    _refuse_head_bias(model, folder)
     _keep_weights_unpacked(model)
     return model.eval()
 
@@ -188,3 +190,9 @@ def _refuse_logit_transforms(config: Any, folder: str | Path) -> None:
         value = getattr(config, name, neutral)
         if value not in (None, neutral):
             raise ModelError(f"model folder {folder} sets {name} = {value}: models that change logits after the head are not supported")
+
+
+def _refuse_head_bias(model: PreTrainedModel, folder: str | Path) -> None:
+    # the divergence projects both models' hidden states with the weights alone
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelError(f"model folder {folder} has an output head with a bias: take a model whose head has none")

@@ -151,3 +151,20 @@ def test_folder_bytes_counts_every_file_below(tmp_path):
     (tmp_path / "a" / "one").write_bytes(b"12345")
     (tmp_path / "a" / "b" / "two").write_bytes(b"123")
     assert folder_bytes(tmp_path / "a", tmp_path / "a" / "b") == 11
+
+
+def test_a_lost_task_is_one_line():
+    from ray.exceptions import WorkerCrashedError
+
+    from ray_jobs.compress import lost_task
+
+    assert str(lost_task(WorkerCrashedError())).startswith("compress lost a task (WorkerCrashedError): ")
+    assert "\n" not in str(lost_task(RuntimeError("one\ntwo")))
+    assert "no reason given" in str(lost_task(RuntimeError()))
+
+
+def test_a_gpu_row_is_measured_only_where_workers_get_a_gpu(tiny_config):
+    from ray_jobs.compress import devices
+
+    assert devices(tiny_config().workers) == ["cpu"]
+    assert devices(tiny_config(workers__gpus=1).workers) == ["cpu", "cuda"]

@@ -35,10 +35,16 @@ def test_dtypes_by_name():
 
 
 def test_auto_is_bfloat16_only_where_the_cpu_has_it():
-    if torch.cuda.is_available():
-        pytest.skip("a GPU decides here")
     flags = open("/proc/cpuinfo").read()
     assert (choose_dtype("auto") is torch.bfloat16) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def test_auto_asks_the_device_given_and_not_the_machine(monkeypatch):
+    on_cpu = choose_dtype("auto", "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert choose_dtype("auto", "cpu") is on_cpu is not torch.float16
+    assert choose_dtype("auto", "cuda:0") is torch.float16
 
 
 def test_adapters_are_float32_and_all_that_trains(tiny_model):
@@ -145,6 +151,15 @@ def test_models_that_change_logits_after_the_head_are_refused(tiny_model, tmp_pa
     (folder / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": 30.0}))
     with pytest.raises(ModelError, match="final_logit_softcapping"):
         load_model(folder, dtype=torch.float32)
+
+
+def test_a_head_with_a_bias_is_refused(tmp_path):
+    from transformers import PhiConfig, PhiForCausalLM
+
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    PhiForCausalLM(PhiConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="head with a bias"):
+        load_model(tmp_path, dtype=torch.float32)
 
 
 def test_a_broken_folder_is_one_error(tmp_path):
