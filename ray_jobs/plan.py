@@ -14,7 +14,9 @@ _COLUMNS = ("weights", "constants", "teacher", "adapter", "gradients", "optimize
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
-    """Return the memory of base, LoRA, QLoRA and distillation for one worker, and whether each fits `[workers] memory`.
+    """Return the memory of base, LoRA, QLoRA and distillation for one worker, and whether each fits.
+
+    A worker with a GPU is held to `[workers] gpu_memory`, one without to `[workers] memory`.
 
     Raises:
         ModelError: no config.json under the model's name.
@@ -25,7 +27,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     del force  # nothing is kept
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     teacher = find_architecture(config.teacher.model)
-    limit = parse_bytes(config.workers.memory)
+    limit = parse_bytes(getattr(config.workers, _limit_field(config)))
     plans, configured = _plans(config, teacher)
     rows = [{"job": job, **plan._asdict(), "total": plan.total, "fits": plan.total <= limit} for job, plan in plans]
     first = next((row["method"] for row in rows if row["job"] == "finetune" and row["fits"]), None)
@@ -85,17 +87,21 @@ def _work(config: Config, section: Any) -> "Work":
     from ray_jobs.training.memory_plan import Work
     from ray_jobs.training.models import choose_dtype
 
-    on_gpu = config.workers.gpus > 0
+    device = config.workers.device
     # Which GPU a worker will get is not known here; both types that auto may choose there have 16 bits.
-    dtype = torch.bfloat16 if on_gpu and section.dtype == "auto" else choose_dtype(section.dtype)
-    return Work(section.micro_batch_size, config.data.max_length, dtype, section.gradient_checkpointing, "cuda" if on_gpu else "cpu")
+    dtype = torch.bfloat16 if device == "cuda" and section.dtype == "auto" else choose_dtype(section.dtype)
+    return Work(section.micro_batch_size, config.data.max_length, dtype, section.gradient_checkpointing, device)
+
+
+def _limit_field(config: Config) -> str:
+    return "gpu_memory" if config.workers.gpus > 0 else "memory"
 
 
 def _introduction(config: Config, source: str, limit: int) -> list[str]:
     section = config.finetune
-    device = "GPU" if config.workers.gpus > 0 else "CPU"
+    worker = f"{'GPU' if config.workers.gpus > 0 else 'CPU'} worker of {getattr(config.workers, _limit_field(config))}"
     return [
-        f"plan: {config.teacher.model} (architecture from {source}), one {device} worker of {config.workers.memory} = {limit / GB:.2f} GB",
+        f"plan: {config.teacher.model} (architecture from {source}), one {worker} = {limit / GB:.2f} GB",
         f"finetune: {section.micro_batch_size} x {config.data.max_length} tokens at once"
         + (", activations recomputed" if section.gradient_checkpointing else "")
         + f"; distill: {config.distill.micro_batch_size} x {config.data.max_length}",
@@ -114,12 +120,12 @@ def _table(rows: list[dict[str, Any]], first: str | None) -> list[str]:
 
 def _verdict(config: Config, rows: list[dict[str, Any]], configured: str, first: str | None) -> list[str]:
     chosen = next(row for row in rows if row["method"] == configured)
-    distill = rows[-1]
-    way_out = f"; first that fits: {first}" if first else "; no method fits: raise [workers] memory or take a smaller model"
+    distill, field = rows[-1], _limit_field(config)
+    way_out = f"; first that fits: {first}" if first else f"; no method fits: raise [workers] {field} or take a smaller model"
     return [
         f"finetune as configured ({configured}): {_fits(chosen)}{'' if chosen['fits'] else way_out}",
         f"distill as configured: {_fits(distill)}"
-        + ("" if distill["fits"] else "; keep fewer student.layers, name a smaller student.model, or raise [workers] memory"),
+        + ("" if distill["fits"] else f"; keep fewer student.layers, name a smaller student.model, or raise [workers] {field}"),
     ]
 
 

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ray_jobs.core.errors import ModelError
 from ray_jobs.training.activations import activation_bytes
+from ray_jobs.training.losses import CHUNK_POSITIONS
 from ray_jobs.training.models import Quantization, add_lora
 
 BLOCK = 64
@@ -26,7 +27,6 @@ OVERHEAD_BYTES = {"cpu": 750 * 2**20, "cuda": 1000 * 2**20}
 """Python with torch, transformers and Ray, and on a GPU the CUDA context with its workspaces."""
 _ADAM_BYTES = 8  # two float32 moments
 _FLOAT32 = 4
-_CE_CHUNK, _KD_CHUNK = 1024, 256
 
 
 class Memory(NamedTuple):
@@ -198,14 +198,13 @@ def _activations(build: Callable[[int], nn.Module], model: PreTrainedModel, work
 
 
 def _cross_entropy_bytes(model: PreTrainedModel, work: Work) -> int:
-    # kept: float32 log-probabilities of all positions; at once besides: one chunk's scores, their float32 copy and gradient
-    chunk = min(_CE_CHUNK, work.positions)
-    return model.config.vocab_size * (work.positions * _FLOAT32 + chunk * (work.dtype.itemsize + _FLOAT32))
+    # 12 bytes a score: scores and gradient of the chunk before with the new scores and, of 16-bit ones, their float32 copy
+    return 3 * _FLOAT32 * min(CHUNK_POSITIONS, work.positions) * model.config.vocab_size
 
 
 def _divergence_bytes(model: PreTrainedModel, work: Work) -> int:
     # six float32 arrays of a chunk: both scores, both log-probabilities, the teacher's probabilities, a gradient
-    return 6 * _FLOAT32 * min(_KD_CHUNK, work.positions) * model.config.vocab_size
+    return 6 * _FLOAT32 * min(CHUNK_POSITIONS, work.positions) * model.config.vocab_size
 
 
 def _name(dtype: torch.dtype) -> str:

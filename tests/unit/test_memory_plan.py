@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ray_jobs.core.config_file import load_config
 from ray_jobs.core.errors import ConfigError, ModelError
 from ray_jobs.training.activations import activation_bytes
 from ray_jobs.training.architecture import find_architecture
+from ray_jobs.training.losses import CHUNK_POSITIONS, head_cross_entropy
 from ray_jobs.training.memory_plan import (
     Lora,
     Work,
@@ -109,6 +111,28 @@ def test_checkpointing_length_and_batch_move_activations_as_they_should():
     assert activations(checkpointing=True) < activations() / 5
     assert activations(batch_size=4) == pytest.approx(4 * activations(), rel=0.15)
     assert activations(length=256) > 4 * activations(length=64) * 0.85
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_planned_are_what_the_loss_allocates(dtype):
+    settings = SMALL | {"vocab_size": 4096, "num_hidden_layers": 1}
+    work = Work(batch_size=4, length=CHUNK_POSITIONS, dtype=dtype, checkpointing=False)
+    planned = plan_lora(settings, lora=Lora(2), work=work).logits
+    hidden = torch.randn(work.positions, 8, dtype=dtype, requires_grad=True)
+    head, labels = torch.randn(4096, 8, dtype=dtype), torch.zeros(work.positions, dtype=torch.long)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        head_cross_entropy(hidden, head, None, labels)
+    found = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = accumulate(event.nbytes() for event in sorted(found, key=lambda event: event.start_ns()))
+    assert max(alive) == pytest.approx(planned, rel=0.05)
+
+
+def test_a_gpu_worker_is_held_to_the_gpus_memory(tiny_config):
+    cramped = plan.run(tiny_config(workers__gpus=1, workers__memory="900GiB", workers__gpu_memory="1MiB"), force=False)
+    assert cramped["limit_bytes"] == 2**20
+    assert "raise [workers] gpu_memory" in "\n".join(cramped["headline"])
+    roomy = plan.run(tiny_config(workers__gpus=0, workers__memory="900GiB", workers__gpu_memory="1MiB"), force=False)
+    assert roomy["limit_bytes"] == 900 * 2**30
 
 
 def test_distillation_counts_teacher_and_student_apart():
