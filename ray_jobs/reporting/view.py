@@ -101,7 +101,8 @@ def _judge(judge: Mapping[str, Any], run: RunFiles) -> dict[str, Any]:
     facts: Items = [
         ("Verdicts", f"{number(judge['verdicts'])} over {number(judge['pairs'])} pairs of answers, each in both orders"),
         ("Not scored", number(judge["unscored"])),
-        ("Same winner in both orders", percent(judge["consistent_share"])),
+        # the coverage judge scores each answer by itself, so its winner cannot depend on the order
+        *([] if judge["judge"] == "coverage" else [("Same winner in both orders", percent(judge["consistent_share"]))]),
         ("Rubric (hash)", ", ".join(judge["rubric_sha"])),
     ]
     if judge["prompt_tokens"]:

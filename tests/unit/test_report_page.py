@@ -52,6 +52,11 @@ def test_it_opens_on_the_answer_and_names_the_judge(page):
     assert "not a language model" in page and "GPT-4" not in page
 
 
+def test_a_judge_that_cannot_depend_on_the_order_is_not_said_to_agree_with_itself(page, tmp_path):
+    assert "Same winner in both orders" not in page
+    assert "Same winner in both orders" in make_page(tmp_path, make_questions(3), judges=("openai",))
+
+
 def test_it_shows_the_parts_that_were_asked_for(page):
     words = " ".join(" ".join(Tags(page).words).split())
     for text in (
