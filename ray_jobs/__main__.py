@@ -57,15 +57,14 @@ def _run_job(arguments: list[str]) -> int:
     module = importlib.import_module(MODULES.get(options.job, f"ray_jobs.{options.job}"))
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the summary alone, whatever a library prints
         summary = module.run(config, force=options.force)
-    print(json.dumps(summary, ensure_ascii=False) if options.json else _for_people(summary))
+    print(json.dumps(summary, ensure_ascii=False) if options.json else _for_people(summary, options.config))
     return 0
 
 
-def _for_people(summary: dict[str, Any]) -> str:
-    lines = list(summary.get("headline", []))
-    if summary.get("next"):
-        lines.append(f"next: {summary['next']}")
-    return "\n".join(lines)
+def _for_people(summary: dict[str, Any], config: str) -> str:
+    follow = summary.get("next") or []
+    commands = [follow] if isinstance(follow, str) else follow
+    return "\n".join([*summary.get("headline", []), *(f"next: {command.replace('CONFIG', config)}" for command in commands)])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,8 @@ from ray_jobs.core.config import Config
 from ray_jobs.core.errors import ConfigChanged
 from ray_jobs.core.progress import say
 
+FOLLOW = ("raystill serve CONFIG", "raystill tune CONFIG", "raystill plan CONFIG")
+"""What one may want to do with a finished run."""
 STAGES = ("prepare", "finetune", "distill", "answer", "judge", "compress", "report")
 
 
@@ -38,6 +40,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         "stage": "run",
         "stage_seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "seconds": round(time.monotonic() - began, 3),
+        "next": [manifests["report"]["next"], *FOLLOW],
         "headline": [line for manifest in manifests.values() for line in manifest.get("headline", [])],
     }
 

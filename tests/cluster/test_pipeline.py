@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_jobs.core.config_file import to_toml
 from ray_jobs.core.run_folder import FOLDERS
 from ray_jobs.pipeline import STAGES
 
@@ -20,19 +21,9 @@ WAIT_S = 300
 
 
 def write_toml(config, folder: Path, name: str) -> Path:
-    """Write a config as TOML with another run name; None has no TOML form and is left out."""
-
-    def lines(tree, prefix=""):
-        plain = {k: v for k, v in tree.items() if v is not None and not isinstance(v, dict)}
-        yield from (f"{prefix}{key} = {json.dumps(value)}" for key, value in plain.items())
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from lines(value, f"{prefix}{key}.")
-
-    tree = config.model_dump(mode="json")
-    tree["run"]["name"] = name
+    """Write a config as TOML with another run name."""
     path = folder / f"{name}.toml"
-    path.write_text("\n".join(lines(tree)) + "\n")
+    path.write_text(to_toml(config.model_copy(update={"run": config.run.model_copy(update={"name": name})})))
     return path
 
 
