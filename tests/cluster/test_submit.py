@@ -66,10 +66,10 @@ def wait_until_ready(url, head, log):
     raise AssertionError(log.read_text())
 
 
-def raystill(*words, cwd):
+def raystill(*words, cwd, timeout_s=240):
     """Run the command line in a process of its own, as a user would."""
     command = [BIN / "raystill", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 @pytest.fixture
@@ -87,6 +87,15 @@ def test_prepare_runs_on_the_cluster_with_the_files_sent_along(address, course, 
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs" / "sent" / "prepare" / "manifest.json").is_file()
     assert "next: raystill" in done.stdout  # the job's own last line came through the log
+
+
+@pytest.mark.timeout(900)
+def test_the_whole_chain_runs_as_a_job_whose_worker_takes_every_cpu(address, course, tmp_path):
+    few = ["--run.name", "chain", "--workers.cpus", "2", "--compress.variants", '["torch-int8"]', "--compress.num_questions", "1"]
+    done = raystill("submit", "run", "tiny.toml", "--address", address, "--follow", *few, cwd=course, timeout_s=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs" / "chain" / "report" / "report.html").is_file()
+    assert "next: raystill serve" in done.stdout
 
 
 def test_the_exit_code_of_a_failing_job_is_passed_on_and_its_line_shown(address, course):
