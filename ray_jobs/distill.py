@@ -32,7 +32,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
 
-    section, workers = config.distill, config.workers
+    section = config.distill
     student = config.student.model or f"{config.student.layers} layers of the teacher"
     say(f"distill: the teacher into {student} on {prepared['counts']['train_rows']} rows")
     job = TrainingJob(
@@ -47,7 +47,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     with connect():
         result = fit(
             job,
-            workers=Workers(num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus, memory_bytes=workers.memory_bytes),
+            workers=Workers.of(config.workers),
             max_failures=section.max_failures,
             keep_checkpoints=section.keep_checkpoints,
             label="distill",

@@ -41,11 +41,10 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         evaluate=prepared["counts"]["eval_rows"] > 0,
         recipe=Recipe.of(section.model_dump(), seed=config.run.seed),
     )
-    workers = config.workers
     with connect():
         result = fit(
             job,
-            workers=Workers(num_workers=workers.num_workers, cpus=workers.cpus, gpus=workers.gpus, memory_bytes=workers.memory_bytes),
+            workers=Workers.of(config.workers),
             max_failures=section.max_failures,
             keep_checkpoints=section.keep_checkpoints,
             label="finetune",

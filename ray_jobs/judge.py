@@ -111,7 +111,7 @@ def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
     from ray_jobs.judging.workers import CoverageWorker
 
     section, workers = config.judge, config.workers
-    require("[workers] of judge", {"CPU": workers.cpus}, workers.num_workers)
+    require("[workers] of judge", {"CPU": workers.cpus}, workers.max_workers)
     options = {
         "model": section.coverage_model,
         "num_threads": max(1, int(workers.cpus)),
@@ -126,7 +126,7 @@ def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
             options,
             block_rows=GAMES_PER_BLOCK,
             num_cpus=workers.cpus,
-            size=workers.num_workers,
+            size=workers.max_workers,
         ):
             rows.append(row)
             bar(len(rows), len(games))

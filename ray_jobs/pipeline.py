@@ -29,7 +29,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         if hasattr(verb, "check"):
             verb.check(config)
     with connect():
-        require("[workers]", config.workers.bundle, config.workers.num_workers)
+        require("[workers]", config.workers.bundle, config.workers.min_workers)
         manifests = {}
         for number, (name, verb) in enumerate(zip(STAGES, verbs, strict=True), start=1):
             say(f"[{number}/{len(STAGES)}] {name} ...")

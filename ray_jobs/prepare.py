@@ -135,7 +135,7 @@ class _Prepare:
             for start in range(0, len(rows), CHUNKS_PER_BATCH)
         ]
         items = [{"unit": f"written-{i:06d}", **batch} for i, batch in enumerate(batches)]
-        bundle, num_workers = workers.bundle, workers.num_workers
+        bundle, num_workers = workers.bundle, workers.max_workers
         self._each(items, WritePairs, arguments, label="write pairs", unit="batch", bundle=bundle, num_workers=num_workers)
         return [item["unit"] for item in items]
 

@@ -100,8 +100,8 @@ def _sweep(config: Config, metric: str, folder: Storage) -> tuple[list[dict[str,
     settings, workers = config.tune, config.workers
     space = _param_space(config)
     total = num_trials(space, num_samples=settings.num_samples)
-    require("[workers]", workers.bundle, workers.num_workers)
-    max_concurrent = num_concurrent(settings.max_concurrent_trials, workers.bundle, workers.num_workers, node_resources())
+    require("[workers]", workers.bundle, workers.max_workers)
+    max_concurrent = num_concurrent(settings.max_concurrent_trials, workers.bundle, workers.max_workers, node_resources())
     make_child = functools.partial(_child, config, storage=folder.sub("trials").uri)
     ended = []
     with Bar("tune", "trial") as bar:

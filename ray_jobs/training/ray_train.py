@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,20 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # a cluster started by othe
 class Workers:
     """How many workers, and what each may use."""
 
-    num_workers: int = 1
+    min_workers: int = 1
+    max_workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
     memory_bytes: int = 16 * 2**30
+    gpu_memory_bytes: int = 16 * 2**30
+    strategy: str = "ddp"
+    zero_stage: int = 2
+    offload: str = "none"
+
+    @classmethod
+    def of(cls, section: Any) -> "Workers":
+        """Return what the config's [workers] says."""
+        return cls(**{field.name: getattr(section, field.name) for field in fields(cls)})
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -75,7 +85,7 @@ def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoin
     """
     storage = job.storage
     if not storage.exists(RESULT):
-        require(f"[workers] of {label}", workers.bundle, workers.num_workers)
+        require(f"[workers] of {label}", workers.bundle, workers.min_workers)
         storage.delete(FAILURE)
         with progress_board(label, "step") as on_progress:
             _run(job, workers, max_failures, keep_checkpoints, on_progress)
@@ -92,7 +102,7 @@ def _run(job: TrainingJob, workers: Workers, max_failures: int, keep_checkpoints
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job, "workers": workers, "on_progress": on_progress},
-        scaling_config=ScalingConfig(num_workers=workers.num_workers, use_gpu=workers.gpus > 0, resources_per_worker=workers.bundle),
+        scaling_config=ScalingConfig(num_workers=workers.min_workers, use_gpu=workers.gpus > 0, resources_per_worker=workers.bundle),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=storage.root,
