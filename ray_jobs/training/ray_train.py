@@ -13,6 +13,7 @@ from ray_jobs.core.cluster import progress_board, require
 from ray_jobs.core.errors import JobError, TrainingFailed
 from ray_jobs.core.progress import OnProgress
 from ray_jobs.core.storage import Storage
+from ray_jobs.training.job_plan import JobPlan
 from ray_jobs.training.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"
@@ -69,6 +70,8 @@ class TrainingJob:
     evaluate: bool
     """Whether there are held-out rows."""
     recipe: Recipe
+    plan: JobPlan | None = None
+    """What each worker was predicted to hold, for the message of a worker that passes its limit."""
 
 
 def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoints: int, label: str) -> dict[str, Any]:
