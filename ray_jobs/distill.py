@@ -124,6 +124,7 @@ def _facts(result: dict[str, Any], teacher: str) -> dict[str, Any]:
         },
         "train_seconds": result["train_seconds"],
         "peak_bytes": result["peak_bytes"],
+        "gpu_peak_bytes": result["gpu_peak_bytes"],
     }
 
 

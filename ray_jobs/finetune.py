@@ -87,6 +87,7 @@ def _facts(result: dict[str, Any]) -> dict[str, Any]:
         "eval": {"base_nats": before, "teacher_nats": after},
         "train_seconds": result["train_seconds"],
         "peak_bytes": result["peak_bytes"],
+        "gpu_peak_bytes": result["gpu_peak_bytes"],
     }
 
 

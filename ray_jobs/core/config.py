@@ -3,31 +3,17 @@
 Secrets are never fields: they come from the environment (`OPENAI_API_KEY`, `RAYSTILL_API_KEYS`).
 """
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.core.sizes import parse_bytes
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """Return the bytes that a size such as "16GiB" or "500 MB" names; GB is 10^9, GiB is 2^30.
-
-    Raises:
-        ConfigError: no number with one of the units.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B)\s*", text)
-    if not match or match[2] not in _UNITS:
-        raise ConfigError(f"size {text!r} is not understood: write a number and a unit of {', '.join(_UNITS)}, like 16GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 class Section(BaseModel):

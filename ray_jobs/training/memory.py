@@ -1,53 +1,104 @@
-"""Hold this process to its memory limit.
+"""Hold this process to its memory limit, on the host and on its GPU.
 
-The limit is RLIMIT_DATA: an allocation past it fails inside the process, which then ends with one clear error while
-the node and its other workers live on. (RLIMIT_AS counts what is only reserved, and makes Ray's own threads spin.)
+On the host the limit is RLIMIT_DATA: an allocation past it fails inside the process, which then ends with one clear error
+while the node and its other workers live on. (RLIMIT_AS counts what is only reserved, and makes Ray's own threads spin.)
+What it does not count (children, shared memory) is watched. On the GPU the limit is the caching allocator's.
 """
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 
 from ray_jobs.core.errors import MemoryLimitExceeded
-from ray_jobs.core.memory import peak_bytes
+from ray_jobs.core.memory import gpu_peak_bytes, peak_bytes
+from ray_jobs.core.sizes import both_units
+from ray_jobs.training.job_plan import JobPlan
+from ray_jobs.training.memory_watch import MemoryWatch
 
+OnBreach = Callable[[MemoryLimitExceeded], None]
 _SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to map segment")
 _GPU_SIGNS = ("cuda out of memory", "cuda error: out of memory", "alloc_failed")
+_LESS = "lower micro_batch_size or data.max_length, set gradient_checkpointing, or use method qlora"
 
 
 @contextlib.contextmanager
-def memory_limit(limit_bytes: int, *, rank: int = 0) -> Iterator[None]:
-    """Hold this process to a limit for as long as the block lasts.
+def memory_limit(
+    limit_bytes: int, *, rank: int = 0, gpu_limit_bytes: int = 0, plan: JobPlan | None = None, on_breach: OnBreach | None = None
+) -> Iterator[None]:
+    """Hold this process to its limits for as long as the block lasts.
 
     Args:
-        limit_bytes: resident memory it may reach.
+        limit_bytes: host memory it may hold.
         rank: which worker this is, for the message.
+        gpu_limit_bytes: what its tensors may take on a GPU, for the message; `hold_gpu` sets it.
+        plan: what was predicted, for the message.
+        on_breach: given the error when the process passes its limit together with its children and shared memory, which no
+            allocation notices; called from a thread, so it ends the process or asks it to end. None: not watched.
 
     Raises:
-        MemoryLimitExceeded: an allocation in the block went past the limit, or past the memory of a GPU.
+        MemoryLimitExceeded: an allocation in the block went past a limit, or past the memory of a GPU.
     """
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     now = psutil.Process().memory_info()
     unused = max(0, now.data - now.rss)  # thread stacks and the like: reserved, and counted, but never touched
     resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + unused, hard))
     try:
-        yield
+        with _watch(limit_bytes, rank, plan, on_breach):
+            yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if isinstance(error, MemoryLimitExceeded) or not (_is_about_gpu(error) or _is_about_memory(error)):
             raise
         if _is_about_gpu(error):
-            raise MemoryLimitExceeded(
-                f"worker {rank} needs more memory than its GPU has ({str(error).splitlines()[0]}): lower micro_batch_size or "
-                "data.max_length, set gradient_checkpointing, or use method qlora"
-            ) from error
-        raise MemoryLimitExceeded(
-            f"worker {rank} needs more than its {limit_bytes / 2**30:.2f} GiB of memory (peak {peak_bytes() / 2**30:.2f} GiB): "
-            "raise [workers] memory, lower micro_batch_size or data.max_length, set gradient_checkpointing, or use method qlora"
-        ) from error
+            raise MemoryLimitExceeded(_gpu_breach(rank, gpu_limit_bytes, str(error).splitlines()[0], plan)) from error
+        raise MemoryLimitExceeded(_host_breach(rank, limit_bytes, peak_bytes(), plan)) from error
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+def hold_gpu(device: str, limit_bytes: int) -> None:
+    """Let tensors of this process take no more than `limit_bytes` of a GPU; nothing to do on another device.
+
+    The CUDA context and the libraries' own buffers come on top, as nothing holds a process to those.
+    Source: docs.pytorch.org, torch.cuda.set_per_process_memory_fraction.
+    """
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
+
+
+def _watch(limit_bytes: int, rank: int, plan: JobPlan | None, on_breach: OnBreach | None) -> contextlib.AbstractContextManager[object]:
+    if on_breach is None:
+        return contextlib.nullcontext()
+    tell = on_breach
+
+    def breached(held: int) -> None:
+        tell(MemoryLimitExceeded(_host_breach(rank, limit_bytes, held, plan, with_others="with its child processes and shared memory ")))
+
+    return MemoryWatch(limit_bytes, on_breach=breached)
+
+
+def _host_breach(rank: int, limit_bytes: int, peak: int, plan: JobPlan | None, *, with_others: str = "") -> str:
+    return (
+        f"worker {rank} {with_others}needs more than its {both_units(limit_bytes)} of memory (peak {both_units(peak)}){_planned(plan)}: "
+        f"raise [workers] memory, or {plan.smallest_change if plan else _LESS}"
+    )
+
+
+def _gpu_breach(rank: int, limit_bytes: int, reason: str, plan: JobPlan | None) -> str:
+    limit = f"the {both_units(limit_bytes)} it may use of its GPU" if limit_bytes else "its GPU has"
+    return (
+        f"worker {rank} needs more memory than {limit} (peak {both_units(gpu_peak_bytes())}; {reason}){_planned(plan)}: "
+        f"{plan.smallest_change if plan else _LESS}"
+    )
+
+
+def _planned(plan: JobPlan | None) -> str:
+    return f", planned were {plan.total / 2**30:.2f} GiB, most of it {plan.largest()}" if plan else ""
 
 
 def _is_about_memory(error: Exception) -> bool:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.core.config import Config, parse_bytes
+from ray_jobs.core.config import Config
 from ray_jobs.core.config_file import flatten, load_config, to_toml, validate
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.core.sizes import parse_bytes
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ray_jobs" / "configs").glob("*.toml"))
 
@@ -48,7 +49,7 @@ def test_overrides_win_over_the_file_and_take_toml_values(minimal):
         (["--student.layers", "[0, -1]"], "'student.layers.1' = -1: Input should be greater than or equal to 0"),
         (["--judge.pairs", '[["base", "gpt"]]'], "= 'gpt': Input should be 'base', 'teacher' or 'student'"),
         (["--data.documents", "notes.md"], "= 'notes.md': Input should be a valid list"),
-        (["--finetune.method", "qlor"], "Input should be 'lora' or 'qlora'"),
+        (["--finetune.method", "qlor"], "Input should be 'full', 'lora' or 'qlora'"),
         (["--run.name", "a b"], "letters, digits, dot, dash, underscore"),
         (["--run.name", "../a"], "letters, digits, dot, dash, underscore"),
         (["--workers.memory", "16QB"], "'16QB' is not understood"),

@@ -1,0 +1,186 @@
+"""What runs on each Ray Train worker: the training loop within its limits, checkpoints for Ray, one clear end."""
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.core.errors import JobError
+from ray_jobs.core.progress import OnProgress
+from ray_jobs.core.storage import Storage
+from ray_jobs.training.job_plan import JobPlan
+from ray_jobs.training.recipe import Recipe
+
+RESULT = "result.json"
+FAILURE = "failure.json"
+METRICS = "metrics.jsonl"
+METRICS_EVERY_S = 2.0
+BREACHED = 12
+"""Exit code of a worker that its memory watch ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many workers, and what each may use."""
+
+    min_workers: int = 1
+    max_workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int = 16 * 2**30
+    gpu_memory_bytes: int = 16 * 2**30
+    strategy: str = "ddp"
+    zero_stage: int = 2
+    offload: str = "none"
+
+    @classmethod
+    def of(cls, section: Any) -> "Workers":
+        """Return what the config's [workers] says."""
+        return cls(**{field.name: getattr(section, field.name) for field in fields(cls)})
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray schedules for one worker."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
+        return {name: amount for name, amount in wanted.items() if amount}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What each worker does; pickled to it.
+
+    `build(device)` returns (model, loss) with the model on the device, equal on all workers; `export(model, folder)`
+    writes the trained model. Both are module-level functions or partials of them.
+    """
+
+    build: Callable[[str], tuple[Any, Any]]
+    export: Callable[[Any, Path], None]
+    export_name: str
+    """Folder below `storage` that gets what `export` wrote."""
+    storage: Storage
+    """The stage's folder."""
+    rows: Storage
+    """Folder with `train` and `eval` packed rows."""
+    evaluate: bool
+    """Whether there are held-out rows."""
+    recipe: Recipe
+    plan: JobPlan | None = None
+    """What each worker was predicted to hold, for the message of a worker that passes its limit."""
+
+
+def work(config: dict[str, Any]) -> None:
+    """Train on this worker. What raystill raises on purpose would come again, so it ends the job instead of a restart."""
+    from ray_jobs.training.memory import memory_limit
+    from ray_jobs.training.ranks import rank
+
+    job: TrainingJob = config["job"]
+    if job.storage.exists(FAILURE):
+        return
+    workers: Workers = config["workers"]
+
+    def on_breach(error: JobError) -> None:
+        _write_failure(job.storage, error)
+        os._exit(BREACHED)  # the thread that trains may be inside a call that no exception reaches
+
+    try:
+        with memory_limit(workers.memory_bytes, rank=rank(), gpu_limit_bytes=workers.gpu_memory_bytes, plan=job.plan, on_breach=on_breach):
+            _train(job, workers, config["on_progress"])
+    except JobError as error:
+        _write_failure(job.storage, error)
+        raise
+
+
+def _write_failure(storage: Storage, error: JobError) -> None:
+    storage.write_json(FAILURE, {"error": type(error).__name__, "message": str(error)})
+
+
+def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
+    import torch
+    from ray.train.torch import get_device
+
+    from ray_jobs.core.memory import peaks
+    from ray_jobs.training.batches import PackedRows
+    from ray_jobs.training.loop import train
+    from ray_jobs.training.memory import hold_gpu
+    from ray_jobs.training.ranks import gather, rank
+
+    torch.set_num_threads(max(1, int(workers.cpus)))
+    torch.manual_seed(job.recipe.seed)
+    device = str(get_device())
+    hold_gpu(device, workers.gpu_memory_bytes)
+    model, loss = job.build(device)
+    with _last_checkpoint() as folder:
+        progress = train(
+            model,
+            loss,
+            PackedRows(job.rows.local("train")),
+            eval_rows=PackedRows(job.rows.local("eval")) if job.evaluate else None,
+            recipe=job.recipe,
+            resume_from=folder,
+            on_progress=on_progress,
+            on_log=_MetricsFile(job.storage),
+            on_checkpoint=_report,
+        )
+    peak = gather(peaks())
+    if rank() == 0:
+        job.storage.write_jsonl(METRICS, progress.log)
+        with tempfile.TemporaryDirectory() as temporary:
+            job.export(model, Path(temporary))
+            job.storage.upload(Path(temporary), job.export_name)
+        job.storage.write_json(RESULT, _result(model, progress, peak))
+
+
+def _result(model: Any, progress: Any, peak: list[dict[str, int]]) -> dict[str, Any]:
+    return {
+        "eval_before": progress.eval_before,
+        "eval_after": progress.eval_after,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_seconds": round(progress.seconds, 3),
+        "peak_bytes": [each["host_peak_bytes"] for each in peak],
+        "gpu_peak_bytes": [each["gpu_peak_bytes"] for each in peak],
+        "trainable_parameters": model.num_parameters(only_trainable=True),
+        "total_parameters": model.num_parameters(),
+    }
+
+
+@contextlib.contextmanager
+def _last_checkpoint() -> Iterator[Path | None]:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def _report(step: int, save: Callable[[Path], None]) -> None:
+    """Give Ray Train a checkpoint; it counts once every worker has reported."""
+    import ray.train
+
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report({"step": step})
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        save(Path(temporary))
+        checkpoint = ray.train.Checkpoint.from_directory(temporary)
+        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+
+
+class _MetricsFile:
+    """Writes metrics.jsonl whole, a few times a minute at most, so that it can be watched."""
+
+    def __init__(self, storage: Storage):
+        self._storage = storage
+        self._written = 0.0
+
+    def __call__(self, lines: list[dict[str, Any]]) -> None:
+        if time.monotonic() - self._written >= METRICS_EVERY_S:
+            self._storage.write_jsonl(METRICS, lines)
+            self._written = time.monotonic()
