@@ -7,6 +7,7 @@
     ├── ModelError (ValueError)         a model name, folder or file cannot be used
     ├── StorageError (OSError)          the run's storage cannot be read or written
     ├── StageMissing (FileNotFoundError) an earlier stage of this run has not finished
+    ├── StageHeld (BlockingIOError)     another process works on this stage of this run
     ├── ClusterError (RuntimeError)     no node can satisfy the request, or no cluster answers
     │   └── ClusterUnreachable          a job or its cluster does not answer from here
     ├── TrainingFailed (RuntimeError)   a training job ended without a result
@@ -54,6 +55,12 @@ class StorageError(JobError, OSError):
 
 class StageMissing(JobError, FileNotFoundError):
     """An earlier stage of this run has not finished."""
+
+    exit_code = 2
+
+
+class StageHeld(JobError, BlockingIOError):
+    """Another process works on this stage of this run."""
 
     exit_code = 2
 

@@ -17,6 +17,7 @@ from ray_jobs.core.config import Config
 from ray_jobs.core.config_file import flatten
 from ray_jobs.core.errors import ConfigChanged, StageMissing
 from ray_jobs.core.memory import peak_bytes, reset_peak
+from ray_jobs.core.run_lock import RunLock
 from ray_jobs.core.storage import Storage
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "gensim", "openvino", "onnxruntime", "pyarrow")
@@ -35,10 +36,11 @@ class ModelSource(NamedTuple):
 class Stage:
     """One stage of a run: its folder, and its manifest once it is finished."""
 
-    def __init__(self, name: str, folder: Storage, started: dict[str, Any]):
+    def __init__(self, name: str, folder: Storage, started: dict[str, Any], lock: RunLock | None = None):
         self.name = name
         self.folder = folder
         self.started = started
+        self._lock = lock
         self._clock = time.monotonic()
         self._peak_is_own = reset_peak()
 
@@ -52,7 +54,12 @@ class Stage:
 
         Args:
             facts: counts, results and peak memory of the stage, as JSON values.
+
+        Raises:
+            StageHeld: another process took the stage over.
         """
+        if self._lock is not None:
+            self._lock.check()
         manifest = {
             "stage": self.name,
             "id": uuid.uuid4().hex,
@@ -64,7 +71,13 @@ class Stage:
             **facts,
         }
         self.folder.write_json("manifest.json", manifest)
+        self.release()
         return manifest
+
+    def release(self) -> None:
+        """Let other processes work on the stage; what is here stays."""
+        if self._lock is not None:
+            self._lock.release()
 
 
 class RunFolder:
@@ -118,31 +131,44 @@ class RunFolder:
 
         Raises:
             ConfigChanged: it was started with other settings.
+            StageHeld: another process works on it.
             StageMissing: a stage of `after` has not finished.
         """
         inputs = {stage: self.finished(stage)["id"] for stage in after}
         settings = {**self._settings(sections), **flatten(facts or {})}
         started = {"stage": name, "settings": settings, "inputs": inputs}
         folder = self.storage.sub(FOLDERS.get(name, name))
-        if folder.exists("started.json"):
-            before = folder.read_json("started.json")
-            if not force and before["inputs"] is not None:
-                self._refuse_change(name, before["settings"], settings)
-            if force or before["inputs"] != inputs:
+        if self._to_do(folder, started, force=force):
+            self.storage.make()
+            lock = RunLock(self.storage, name)
+            if not self._to_do(folder, started, force=force):  # another process finished it in the meantime
+                lock.release()
+                return Stage(name, folder, started)
+            if force or not self._goes_on(folder, started):
                 clear_stage(folder)
-        else:
-            clear_stage(folder)
-        if not folder.exists("manifest.json"):
             folder.make()
             self.storage.write_json("config.json", self._provenance())
             folder.write_json("started.json", started)
+            return Stage(name, folder, started, lock)
         return Stage(name, folder, started)
 
     def discard(self, stage: Stage) -> None:
         """Delete a stage that came to nothing, and the run's folder where no other stage is in it."""
         clear_stage(stage.folder)
+        stage.release()
         if set(self.storage.names()) <= {"config.json"}:
             self.storage.clear()
+
+    def _to_do(self, folder: Storage, started: dict[str, Any], *, force: bool) -> bool:
+        before = folder.read_json("started.json") if folder.exists("started.json") else None
+        if before and not force and before["inputs"] is not None:
+            self._refuse_change(started["stage"], before["settings"], started["settings"])
+        return force or not self._goes_on(folder, started) or not folder.exists("manifest.json")
+
+    @staticmethod
+    def _goes_on(folder: Storage, started: dict[str, Any]) -> bool:
+        """Return whether what is in a stage's folder was made from these inputs; its settings are checked already."""
+        return folder.exists("started.json") and folder.read_json("started.json")["inputs"] == started["inputs"]
 
     def _settings(self, sections: list[str]) -> dict[str, Any]:
         flat = flatten(self.config.model_dump(mode="json"))
