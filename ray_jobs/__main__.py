@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from ray_jobs import __version__
-from ray_jobs.core.errors import JobError
+from ray_jobs.core.errors import ConfigError, JobError
 
 JOBS = {
     "run": "the whole chain, stage by stage, resuming where it stopped",
@@ -25,6 +25,7 @@ JOBS = {
 }
 OTHER = {"submit": "any job above on a remote cluster", "jobs": "list, status, logs, stop of submitted jobs"}
 FORCE_HELP = "run: make anew the stages that were made with other settings, and what builds on them; another job: make its stage anew"
+MERGE_HELP = "finetune: also write the adapter added into its base as a plain model folder; a finished stage is only merged"
 MODULES = {"run": "ray_jobs.pipeline"}
 
 
@@ -53,6 +54,10 @@ def _run_job(arguments: list[str]) -> int:
     options, overrides = _parser().parse_known_args(arguments)
     from ray_jobs.core.config_file import load_config
 
+    if options.merge:
+        if options.job != "finetune":
+            raise ConfigError(f"--merge is finetune's alone, not of job {options.job!r}: run `raystill finetune CONFIG --merge`")
+        overrides = [*overrides, "--finetune.merge", "true"]
     config = load_config(options.config, overrides)
     module = importlib.import_module(MODULES.get(options.job, f"ray_jobs.{options.job}"))
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the summary alone, whatever a library prints
@@ -72,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in (JOBS | OTHER).items())
     parser = argparse.ArgumentParser(
         prog="raystill",
-        usage="raystill JOB CONFIG [--section.field value ...] [--json] [--force]",
+        usage="raystill JOB CONFIG [--section.field value ...] [--json] [--force] [--merge]",
         description=f"Teach a small language model what a large one knows, on Ray.\n\njobs:\n{listing}",
         epilog="The same command again resumes. Fields of CONFIG: docs/config.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -82,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, like ray_jobs/configs/demo.toml")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object on stdout")
     parser.add_argument("--force", action="store_true", help=FORCE_HELP)
+    parser.add_argument("--merge", action="store_true", help=MERGE_HELP)
     parser.add_argument("--version", action="version", version=f"raystill {__version__}")
     return parser
 

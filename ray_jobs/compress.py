@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_jobs.core.cluster import connect, progress_board, require
 from ray_jobs.core.config import Config, WorkersSection
-from ray_jobs.core.errors import DataError, JobError
+from ray_jobs.core.errors import DataError
 from ray_jobs.core.progress import OnProgress, say
-from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.run_folder import ModelSource, RunFolder
 from ray_jobs.core.storage import Storage
+from ray_jobs.core.tasks import start_task, task_results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +31,8 @@ class Work(NamedTuple):
     """What the tasks on the cluster need; picklable."""
 
     config: Config
+    teacher: ModelSource
     prepare: Storage
-    finetune: Storage
     distill: Storage
     target: Storage
 
@@ -51,14 +52,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     if stage.manifest:
         say("compress: done already")
         return stage.manifest
-    earlier = [folder.folder(name) for name in ("prepare", "finetune", "distill")]
-    work = Work(config, *earlier, stage.folder)
+    work = Work(config, folder.model("teacher"), folder.folder("prepare"), folder.folder("distill"), stage.folder)
     with connect():
         bundle = config.workers.bundle
         require("[workers] of compress", bundle)
         exports = _export_missing(work)
         with progress_board("compress: measure", "model") as on_progress:
-            (rows,) = _get([_remote(_measure, bundle).remote(work, on_progress)])
+            task = start_task(_measure, work, on_progress, bundle=bundle, environment=SHORT_SPIN)
+            (rows,) = task_results([task], what="compress")
     stage.folder.write_json("table.json", rows)
     return stage.finish(
         counts={"variants": len(exports), "rows": len(rows)},
@@ -84,33 +85,9 @@ def _export_missing(work: Work) -> dict[str, Any]:
     bundle = {"CPU": min(1.0, work.config.workers.cpus), "memory": work.config.workers.memory_bytes}
     if missing:
         say(f"compress: exporting {', '.join(name for group in missing.values() for name in group)}")
-        _get([_remote(_export, bundle).remote(work, engine, group) for engine, group in missing.items()])
+        tasks = [start_task(_export, work, *group, bundle=bundle, environment=SHORT_SPIN) for group in missing.items()]
+        task_results(tasks, what="compress")
     return {name: work.target.read_json(f"{name}/{EXPORTED}") for name in names}
-
-
-def _remote(function: Callable[..., Any], bundle: dict[str, float]) -> Any:
-    import ray
-
-    return ray.remote(function).options(
-        num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), memory=bundle["memory"], runtime_env={"env_vars": SHORT_SPIN}
-    )
-
-
-def _get(references: list[Any]) -> list[Any]:
-    import ray
-
-    try:
-        return ray.get(references)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except ray.exceptions.RayError as error:
-        raise lost_task(error) from error
-
-
-def lost_task(error: Exception) -> JobError:
-    """Return in one line what Ray says of a task whose process or node is gone."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return JobError(f"compress lost a task ({type(error).__name__}): {lines[0]}; the same command goes on with what is not exported yet")
 
 
 def _export(work: Work, engine: str, names: list[str]) -> None:
@@ -202,13 +179,16 @@ def _plain_models(work: Work, device: str) -> "list[Candidate]":
 
     from ray_jobs.compression.runtimes import TorchRuntime
     from ray_jobs.core.models import resolve_model
-    from ray_jobs.training.models import choose_dtype, load_merged, load_model
+    from ray_jobs.core.storage import local_folder
+    from ray_jobs.training.adapters import load_named
+    from ray_jobs.training.models import choose_dtype, load_model
 
     dtype = torch.float32 if device == "cpu" else choose_dtype("auto", device)
-    base, adapter, student = resolve_model(work.config.teacher.model), work.finetune.local("adapter"), work.distill.local("student")
+    base, student = resolve_model(work.config.teacher.model), work.distill.local("student")
+    teacher = [resolve_model(work.teacher.model), *([local_folder(work.teacher.adapter)] if work.teacher.adapter else [])]
     return [
         _plain("base", device, dtype, [base], lambda: TorchRuntime(load_model(base, dtype=dtype, device=device))),
-        _plain("teacher", device, dtype, [base, adapter], lambda: TorchRuntime(load_merged(base, adapter, dtype=dtype, device=device))),
+        _plain("teacher", device, dtype, teacher, lambda: TorchRuntime(load_named(*work.teacher, dtype=dtype, device=device))),
         _plain("student", device, dtype, [student], lambda: TorchRuntime(load_model(student, dtype=dtype, device=device))),
     ]
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from ray_jobs.core.cluster import connect
 from ray_jobs.core.config import Config
-from ray_jobs.core.models import resolve_model
+from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import say
-from ray_jobs.core.run_folder import RunFolder
-from ray_jobs.core.storage import Storage
+from ray_jobs.core.run_folder import ModelSource, RunFolder
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -29,14 +28,16 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     if stage.manifest:
         say("distill: done already")
         return stage.manifest
+    from ray_jobs.training.optimizers import describe_optimizer
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
 
     section = config.distill
     student = config.student.model or f"{config.student.layers} layers of the teacher"
-    say(f"distill: the teacher into {student} on {prepared['counts']['train_rows']} rows")
+    optimizer = describe_optimizer(section.optimizer, config.workers.device)
+    say(f"distill: the teacher into {student} on {prepared['counts']['train_rows']} rows with {optimizer}")
     job = TrainingJob(
-        build=functools.partial(_build, config, folder.folder("finetune")),
+        build=functools.partial(_build, config, folder.model("teacher")),
         export=functools.partial(_export, config.student.model or config.teacher.model),
         export_name="student",
         storage=stage.folder,
@@ -52,7 +53,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             keep_checkpoints=section.keep_checkpoints,
             label="distill",
         )
-    facts = _facts(result, config.teacher.model)
+    facts = {**_facts(result, config.teacher.model), "optimizer": optimizer}
     return stage.finish(**facts, headline=_headline(facts), next="raystill answer CONFIG")
 
 
@@ -60,11 +61,13 @@ def check(config: Config) -> None:
     """Refuse a student that cannot be, before anything starts; loads no weights.
 
     Raises:
-        ConfigError: layers that the teacher does not have, or a student with another vocabulary.
+        ConfigError: layers that the teacher does not have, a student with another vocabulary, or rows longer than a model's positions.
     """
     from ray_jobs.distillation.layers import choose_layers
     from ray_jobs.training.architecture import find_architecture
 
+    for name in filter(None, (config.teacher.model, config.student.model)):
+        check_context(resolve_model(name), name, config.data.max_length)
     if config.student.model is None:
         choose_layers(find_architecture(config.teacher.model).config.num_hidden_layers, config.student.layers)
         return
@@ -75,18 +78,18 @@ def check(config: Config) -> None:
     check_vocabulary(student, teacher)
 
 
-def _build(config: Config, finetuned: Storage, device: str) -> tuple[Any, Any]:
+def _build(config: Config, source: ModelSource, device: str) -> tuple[Any, Any]:
     import torch
 
     from ray_jobs.distillation.layers import choose_layers
     from ray_jobs.distillation.loss import DistillLoss
     from ray_jobs.distillation.student import build_student, check_head_width
     from ray_jobs.distillation.targets import WorkerTeacher
-    from ray_jobs.training.models import choose_dtype, load_merged, load_model
+    from ray_jobs.training.adapters import load_named
+    from ray_jobs.training.models import choose_dtype, load_model
 
     section, student = config.distill, config.student
-    base = resolve_model(config.teacher.model)
-    teacher = load_merged(base, finetuned.local("adapter"), dtype=choose_dtype(section.dtype, device), device=device)
+    teacher = load_named(*source, dtype=choose_dtype(section.dtype, device), device=device)
     if student.model is None:
         model = build_student(teacher, choose_layers(teacher.config.num_hidden_layers, student.layers)).to(device)
     else:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
 from ray_jobs.core.errors import DataError, ModelError
-from ray_jobs.core.models import resolve_model
+from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.records import Question
 from ray_jobs.core.run_folder import RunFolder, Stage
@@ -42,6 +42,7 @@ def check(config: Config) -> Inputs:
     """Return the inputs; reads no document and no pair.
 
     Raises:
+        ConfigError: a row is longer than the teacher's positions.
         DataError: a file is missing, all are empty, or the questions cannot be used.
         ModelError: the teacher, or the writer of pairs, has no tokenizer or no chat template.
     """
@@ -58,6 +59,7 @@ def check(config: Config) -> Inputs:
     questions = pairs.read_questions(questions_file) if questions_file else []
     for model in {config.teacher.model, *([data.pair_writer] if data.pairs_per_chunk else [])}:
         require_chat_template(resolve_model(model), model)
+    check_context(resolve_model(config.teacher.model), config.teacher.model, data.max_length)
     return Inputs(found + ready, questions_file, questions, ignored + also_ignored)
 
 

@@ -124,7 +124,7 @@ class OptimSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW weight decay."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """adamw keeps two float32 moments; the 8-bit ones a quarter of that, paged ones move them to the host under pressure."""
+    """adamw keeps two float32 moments, the 8-bit ones a quarter of that; paged ones move to the host when a GPU runs full."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this global norm."""
     global_batch_size: Positive = 8
@@ -155,9 +155,22 @@ class FinetuneSection(OptimSection):
     method: Literal["full", "lora", "qlora"] = "lora"
     """full trains every weight; lora adapters on a frozen base in `dtype`; qlora adapters on a quantized base."""
     merge: bool = False
-    """Also write the adapter added into its base as a plain model folder (`--merge`)."""
+    """Also write the adapter added into the base it was trained on as a plain model folder (`--merge`)."""
     lora: LoraSection = LoraSection()
     quantization: QuantizationSection = QuantizationSection()
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> "FinetuneSection":
+        if self.method == "full":
+            lora = self.lora
+            asked = {"lora.rslora": lora.rslora, "lora.dora": lora.dora, "lora.plus_ratio": lora.plus_ratio, "merge": self.merge}
+            for field, value in asked.items():
+                if value:
+                    raise ValueError(
+                        f'{field} = {str(value).lower()} needs an adapter and method = "full" trains every weight: '
+                        f'remove it, or use method = "lora" or "qlora"'
+                    )
+        return self
 
 
 class DistillSection(OptimSection):

@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib.util
+import json
 import shutil
 import tempfile
 from pathlib import Path
 
-from ray_jobs.core.errors import ModelError
+from ray_jobs.core.errors import ConfigError, ModelError
 from ray_jobs.core.storage import Storage, cache_folder, replace_folder
 
 BUILT_IN = {
@@ -69,6 +70,26 @@ def check_folder(folder: Path, name: str) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model {name!r} has no safetensors weights in {folder}: convert it; pickled weights are not loaded")
     return folder
+
+
+def check_context(folder: Path, name: str, max_length: int) -> None:
+    """Refuse rows that are longer than a model's positions; reads its config alone.
+
+    Args:
+        folder: the model's folder.
+        max_length: tokens of one packed row.
+
+    Raises:
+        ConfigError: `max_length` is above the model's max_position_embeddings.
+    """
+    settings = json.loads((folder / "config.json").read_text())
+    settings = settings.get("text_config", settings)
+    positions = settings.get("max_position_embeddings", settings.get("n_positions"))
+    if positions is not None and max_length > positions:
+        raise ConfigError(
+            f"data.max_length = {max_length} is above the {positions} positions of model {name!r} (its max_position_embeddings): "
+            f"choose at most {positions}"
+        )
 
 
 def convert_gguf(file: Path) -> Path:

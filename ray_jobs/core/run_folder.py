@@ -22,6 +22,8 @@ from ray_jobs.core.storage import Storage
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "gensim", "openvino", "onnxruntime", "pyarrow")
 FOLDERS = {"answer": "answers"}
+NOT_DECIDING = {"finetune.merge", "finetune.tokens_per_s", "distill.tokens_per_s"}
+"""Fields that change nothing of what their stage makes: a finished stage is not made with other settings for them."""
 MODEL_STAGES = {"base": [], "teacher": ["finetune"], "student": ["distill"]}
 """The stages that make each of a run's models."""
 
@@ -114,11 +116,18 @@ class RunFolder:
         return folder.read_json("manifest.json")
 
     def model(self, name: str) -> ModelSource:
-        """Return the source of the base, the teacher or the student; their stages need not have finished."""
+        """Return the source of the base, the teacher or the student; their stages need not have finished.
+
+        The teacher is the base with finetune's adapter, or a folder of its own where finetune trained every weight.
+        """
         if name == "student":
             return ModelSource(f"{self.folder('distill').uri}/student")
-        adapter = f"{self.folder('finetune').uri}/adapter" if name == "teacher" else None
-        return ModelSource(self.config.teacher.model, adapter)
+        if name == "base":
+            return ModelSource(self.config.teacher.model)
+        finetune = self.folder("finetune")
+        if self._finetune_method(finetune) == "full":
+            return ModelSource(f"{finetune.uri}/teacher")
+        return ModelSource(self.config.teacher.model, f"{finetune.uri}/adapter")
 
     def stage(self, name: str, *, sections: list[str], after: list[str], force: bool, facts: dict[str, Any] | None = None) -> Stage:
         """Return a stage ready to work in, or finished already (`stage.manifest`).
@@ -170,10 +179,16 @@ class RunFolder:
         """Return whether what is in a stage's folder was made from these inputs; its settings are checked already."""
         return folder.exists("started.json") and folder.read_json("started.json")["inputs"] == started["inputs"]
 
+    def _finetune_method(self, folder: Storage) -> str:
+        # another run, named in stages_from, may have trained its teacher in another way than this config would
+        made = folder.read_json("started.json")["settings"] if folder.exists("started.json") else {}
+        return made.get("finetune.method", self.config.finetune.method)
+
     def _settings(self, sections: list[str]) -> dict[str, Any]:
         flat = flatten(self.config.model_dump(mode="json"))
         chosen = ["run.seed", *sections]
-        return {key: value for key, value in flat.items() if any(key == c or key.startswith(c + ".") for c in chosen)}
+        kept = {key: value for key, value in flat.items() if any(key == c or key.startswith(c + ".") for c in chosen)}
+        return {key: value for key, value in kept.items() if key not in NOT_DECIDING}
 
     def _refuse_change(self, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 
 from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.training.optimizers import load_optimizer_tensors, optimizer_tensors
 
 
 @dataclass
@@ -43,9 +44,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     """Write trainable.safetensors, optimizer.safetensors and progress.json."""
     weights = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
     save_file(weights, folder / "trainable.safetensors")
-    state = optimizer.state_dict()["state"]
-    tensors = {f"{index}.{key}": value.cpu().contiguous() for index, entry in state.items() for key, value in entry.items()}
-    save_file(tensors, folder / "optimizer.safetensors")
+    save_file(optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     (folder / "progress.json").write_text(json.dumps({"progress": asdict(progress), "scaler": scaler.state_dict()}))
 
 
@@ -65,11 +64,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     with torch.no_grad():
         for name, parameter in places.items():
             parameter.copy_(weights[name])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(folder / "optimizer.safetensors").items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_optimizer_tensors(optimizer, load_file(folder / "optimizer.safetensors"))
     saved = json.loads((folder / "progress.json").read_text())
     if saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])

@@ -16,8 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ray_jobs.core.errors import ModelError
 from ray_jobs.training.activations import activation_bytes
+from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.losses import CHUNK_POSITIONS
-from ray_jobs.training.models import Quantization, add_lora
+from ray_jobs.training.models import Quantization
 
 BLOCK = 64
 """Weights that share one quantization constant (bitsandbytes' default)."""

@@ -1,15 +1,14 @@
-"""The one place that loads causal language models: plain, in 4 bits, with a new adapter, with a merged one."""
+"""The one place that loads causal language models: plain, or with their linear layers in 4 or 8 bits."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ray_jobs.core.errors import ConfigError, ModelError
+from ray_jobs.core.errors import ModelError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AFTER_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
@@ -19,9 +18,9 @@ class Quantization(NamedTuple):
     """How bitsandbytes stores the linear layers of a frozen base (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     type: str = "nf4"
-    """4-bit data type, nf4 or fp4."""
+    """nf4 or fp4 (4 bits), or int8 (8 bits a weight, one scale an output row)."""
     double_quantization: bool = True
-    """Whether the quantization constants are quantized too."""
+    """Whether the constants of 4-bit weights are quantized too."""
 
 
 def choose_dtype(name: str, device: str = "cpu") -> torch.dtype:
@@ -57,8 +56,8 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantiza
 
     Args:
         folder: local Hugging Face folder with safetensors.
-        dtype: type of the weights that stay unquantized, and of 4-bit matrix products.
-        quantization: stores the linear layers in 4 bits; none keeps them in `dtype`.
+        dtype: type of the weights that stay unquantized, and of matrix products with 4-bit ones.
+        quantization: how the linear layers are stored; none keeps them in `dtype`.
         device: cpu, cuda or cuda:N.
 
     Raises:
@@ -81,36 +80,6 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantiza
     return model.eval()
 
 
-def load_merged(base_folder: str | Path, adapter_folder: str | Path, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
-    """Return the unquantized base with a saved adapter added into its weights: a plain model in eval mode."""
-    base = load_model(base_folder, dtype=dtype, device=device)
-    merged: Any = PeftModel.from_pretrained(base, str(adapter_folder)).merge_and_unload()
-    return merged.eval()
-
-
-def add_lora(model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: str | list[str]) -> PeftModel:
-    """Return the model with new trainable low-rank adapters (float32) on its frozen linear layers.
-
-    Args:
-        targets: "all-linear", or names of linear modules such as ["q_proj", "v_proj"].
-
-    Raises:
-        ConfigError: a target is no linear module of the model, or the rank is larger than a layer.
-
-    Source:
-        Hu et al. 2021, arXiv:2106.09685.
-    """
-    check_lora(model, rank=rank, targets=targets)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND else sorted(_names(targets)),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
 def skeleton(folder: str | Path) -> PreTrainedModel:
     """Return the model of a folder's config on the meta device: its modules and shapes without weights."""
     try:
@@ -121,53 +90,31 @@ def skeleton(folder: str | Path) -> PreTrainedModel:
         raise ModelError(f"the config in {folder} is no causal language model that transformers knows: {error}") from None
 
 
-def check_lora(model: nn.Module, *, rank: int, targets: str | list[str]) -> None:
-    """Refuse adapters that the model cannot hold.
+def check_unquantized(folder: str | Path, *, what: str) -> None:
+    """Refuse a model folder whose weights are quantized already; reads its config alone.
 
     Args:
-        model: the model or its skeleton.
+        what: what was to be done with it, such as "finetune.method = qlora".
 
     Raises:
-        ConfigError: a target is no linear module of the model, or the rank is larger than a layer.
+        ModelError: it is quantized.
     """
-    layers = _linear_layers(model)
-    wanted = _wanted_names(targets, sorted({name.rpartition(".")[2] for name in layers}))
-    for name, layer in layers.items():
-        smallest = min(layer.in_features, layer.out_features)
-        if rank > smallest and (wanted is None or name.rpartition(".")[2] in wanted):
-            raise ConfigError(
-                f"finetune.lora.rank = {rank} is larger than layer {name} ({layer.in_features} x {layer.out_features}): "
-                f"choose at most {smallest}"
-            )
-
-
-def _wanted_names(targets: str | list[str], known: list[str]) -> set[str] | None:
-    if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
-        return None
-    names = _names(targets)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ConfigError(
-            f"finetune.lora.targets = {targets!r}: {unknown[:1] or 'an empty list'} names no linear module of this model; "
-            f'use "all-linear" or some of {known}'
+    found = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None)
+    if found:
+        method = found.get("quant_method", "by an unknown method") if isinstance(found, dict) else found.quant_method
+        raise ModelError(
+            f"model folder {folder} is quantized already ({method}) and {what} needs plain weights: "
+            "give the unquantized model, or use finetune.method = lora"
         )
-    return set(names)
-
-
-def _names(targets: str | list[str]) -> list[str]:
-    return [targets] if isinstance(targets, str) else targets
-
-
-def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head}
 
 
 def _bitsandbytes(folder: str | Path, quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if quantization is None:
         return None
-    if getattr(AutoConfig.from_pretrained(folder), "quantization_config", None):
-        raise ModelError(f"model folder {folder} is quantized already: give the unquantized model, or use finetune.method = lora")
+    check_unquantized(folder, what=f"storing it in {quantization.type}")
+    if quantization.type == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line a product on each cast of its input
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization.type,

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train; the fields are those of the config's [finetune] and [distill] of the same name."""
+    """How to train; the fields are those of the config's [finetune], [finetune.lora] and [distill] of the same name."""
 
     epochs: float = 1.0
     max_steps: int | None = None
@@ -15,6 +15,8 @@ class Recipe:
     schedule: str = "cosine"
     warmup_share: float = 0.05
     weight_decay: float = 0.0
+    optimizer: str = "adamw"
+    plus_ratio: float | None = None
     max_grad_norm: float = 1.0
     global_batch_size: int = 8
     micro_batch_size: int = 2
@@ -29,7 +31,8 @@ class Recipe:
     def of(cls, section: dict[str, Any], *, seed: int) -> "Recipe":
         """Return the recipe in a config section's fields; those that are no part of it are left out."""
         known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in section.items() if key in known}, seed=seed)
+        flat = {**section.get("lora", {}), **section}
+        return cls(**{key: value for key, value in flat.items() if key in known}, seed=seed)
 
     def num_steps(self, num_rows: int) -> int:
         """Return the optimizer steps: `max_steps`, or so many passes over the rows; at least 1."""

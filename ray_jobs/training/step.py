@@ -16,6 +16,7 @@ from ray_jobs.training.batches import Batch, PackedRows, step_batches
 from ray_jobs.training.checkpoint import Progress, load_checkpoint, save_checkpoint, trainable
 from ray_jobs.training.losses import Loss, LossSums
 from ray_jobs.training.metrics import Tally
+from ray_jobs.training.optimizers import build_optimizer, set_learning_rate
 from ray_jobs.training.ranks import rank, sum_over_ranks, world_size
 from ray_jobs.training.recipe import Recipe
 
@@ -32,7 +33,13 @@ class Worker:
         self._model, self._recipe, self._dtype = model, recipe, dtype
         self._device = next(model.parameters()).device
         self._parameters = list(trainable(model).values())
-        self._optimizer = torch.optim.AdamW(_groups(self._parameters, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+        self._optimizer = build_optimizer(
+            model,
+            name=recipe.optimizer,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            plus_ratio=recipe.plus_ratio,
+        )
         self._scaler = GradScaler(self._device.type, enabled=dtype is torch.float16)
         if recipe.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -87,8 +94,7 @@ class Worker:
         return tally
 
     def _update(self, learning_rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.max_grad_norm)
         self._scaler.step(self._optimizer)
@@ -115,10 +121,3 @@ class _Forward(nn.Module):
 
     def forward(self, batch: Batch) -> LossSums:
         return self._loss[0](self.model, batch)
-
-
-def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]  # norms and biases are not decayed
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from ray_jobs import finetune, prepare
 from ray_jobs.core.errors import ClusterError, ConfigError, MemoryLimitExceeded, StageMissing
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.batches import PackedRows
 from ray_jobs.training.checkpoint import trainable
 from ray_jobs.training.loop import train
 from ray_jobs.training.losses import cross_entropy_loss
-from ray_jobs.training.models import add_lora, load_model
+from ray_jobs.training.models import load_model
 from ray_jobs.training.recipe import Recipe
 
 pytestmark = pytest.mark.cluster

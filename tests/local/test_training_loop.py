@@ -10,11 +10,12 @@ from packed_rows import write_rows
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.batches import IGNORE, Batch, PackedRows, collate
 from ray_jobs.training.checkpoint import trainable
 from ray_jobs.training.loop import evaluate, train
 from ray_jobs.training.losses import LossSums, cross_entropy_loss, valid_hidden
-from ray_jobs.training.models import Quantization, add_lora, load_model
+from ray_jobs.training.models import Quantization, load_model
 from ray_jobs.training.recipe import Recipe
 
 SEGMENTS = [(9, 7), (12,), (5, 5, 6), (16,), (8, 8), (3, 13), (10,), (6, 10), (15,)]

@@ -156,11 +156,11 @@ def test_folder_bytes_counts_every_file_below(tmp_path):
 def test_a_lost_task_is_one_line():
     from ray.exceptions import WorkerCrashedError
 
-    from ray_jobs.compress import lost_task
+    from ray_jobs.core.tasks import lost_task
 
-    assert str(lost_task(WorkerCrashedError())).startswith("compress lost a task (WorkerCrashedError): ")
-    assert "\n" not in str(lost_task(RuntimeError("one\ntwo")))
-    assert "no reason given" in str(lost_task(RuntimeError()))
+    assert str(lost_task("compress", WorkerCrashedError())).startswith("compress lost a task (WorkerCrashedError): ")
+    assert "\n" not in str(lost_task("compress", RuntimeError("one\ntwo")))
+    assert "no reason given" in str(lost_task("compress", RuntimeError()))
 
 
 def test_a_gpu_row_is_measured_only_where_workers_get_a_gpu(tiny_config):

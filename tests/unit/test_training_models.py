@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ray_jobs.core.errors import ConfigError, ModelError
+from ray_jobs.training.adapters import add_lora, check_lora, load_merged
 from ray_jobs.training.batches import IGNORE, Batch
 from ray_jobs.training.losses import cross_entropy_loss
-from ray_jobs.training.models import Quantization, add_lora, check_lora, choose_dtype, load_merged, load_model, load_tokenizer, skeleton
+from ray_jobs.training.models import Quantization, choose_dtype, load_model, load_tokenizer, skeleton
 
 
 @pytest.fixture
