@@ -9,6 +9,7 @@ from ray_jobs.core.config import Config
 from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import say
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.run_lock import RunLock
 from ray_jobs.core.storage import Storage
 from ray_jobs.core.tasks import start_task, task_results
 
@@ -38,7 +39,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         result = _train(config, stage.folder, folder.folder("prepare"), prepared["counts"])
         stage.finish(**_facts(config, result), headline=_headline(config, result), next="raystill distill CONFIG")
     manifest = stage.manifest
-    return _with_merged(manifest, _merge(config, stage.folder)) if config.finetune.merge else manifest
+    return _with_merged(manifest, _merge(config, folder)) if config.finetune.merge else manifest
 
 
 def check(config: Config) -> None:
@@ -126,17 +127,22 @@ def _export(name: str, dtype: str, model: Any, folder: Path) -> None:
     load_tokenizer(resolve_model(name)).save_pretrained(folder)
 
 
-def _merge(config: Config, target: Storage) -> dict[str, Any]:
+def _merge(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Return the facts of the merged folder, writing it first where it is not there."""
-    if target.exists(MERGED_FACTS):
-        say("finetune: merged already")
+    target = folder.folder("finetune")
+    lock = RunLock(folder.storage, "finetune")
+    try:
+        if target.exists(MERGED_FACTS):
+            say("finetune: merged already")
+            return target.read_json(MERGED_FACTS)
+        say(f"finetune: merging the adapter into {config.teacher.model}")
+        with connect():
+            bundle = config.workers.bundle
+            require("[workers] of the merge", bundle)
+            task_results([start_task(_write_merged, config, target, bundle=bundle)], what="finetune")
         return target.read_json(MERGED_FACTS)
-    say(f"finetune: merging the adapter into {config.teacher.model}")
-    with connect():
-        bundle = config.workers.bundle
-        require("[workers] of the merge", bundle)
-        task_results([start_task(_write_merged, config, target, bundle=bundle)], what="finetune")
-    return target.read_json(MERGED_FACTS)
+    finally:
+        lock.release()
 
 
 def _write_merged(config: Config, target: Storage) -> None:

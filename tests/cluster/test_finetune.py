@@ -53,7 +53,8 @@ def without_ray(config):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(config.run.seed)
-    model = add_lora(load_model(config.teacher.model, dtype=torch.float32), **config.finetune.lora.model_dump())
+    lora = config.finetune.lora.model_dump(exclude={"plus_ratio"})
+    model = add_lora(load_model(config.teacher.model, dtype=torch.float32), **lora)
     rows = RunFolder(config).folder("prepare")
     progress = train(
         model,

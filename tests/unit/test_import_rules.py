@@ -11,13 +11,8 @@ ROOMS = ("training", "distillation", "judging", "compression", "corpus", "report
 BELOW_VERBS = {f"ray_jobs.{room}" for room in ROOMS} | {"ray_jobs.core", "ray_jobs", "serve", "tune_spaces"}
 HEAVY = {"torch", "transformers", "ray", "pandas", "scipy", "peft", "gensim", "openvino", "onnxruntime", "matplotlib", "fastapi"}
 RAY_FREE = {"ray_jobs.judging", "ray_jobs.compression", "ray_jobs.training", "ray_jobs.distillation", "ray_jobs.reporting"}
-<<<<<<< HEAD
 RAY_LAYERS = {"ray_jobs.training.ray_train", "ray_jobs.training.ray_worker"}
-LONGER_FILES = {"ray_jobs.core.config": 400}  # one list of fields, read from top to bottom
-=======
-RAY_LAYERS = {"ray_jobs.training.ray_train"}
 LONGER_FILES = {"ray_jobs.core.config": 460}  # one list of fields, read from top to bottom
->>>>>>> 11288d7 (Full fine-tuning, int8, rsLoRA, DoRA, LoRA+, 8-bit optimizers and --merge)
 LONGER_FUNCTIONS = {"ray_jobs.training.loop": 80}
 FILES = sorted(path for top in ("ray_jobs", "serve", "tune_spaces") for path in (ROOT / top).rglob("*.py"))
 
