@@ -15,7 +15,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """Train the student on the packed rows of `prepare` and the fine-tuned teacher, and return the manifest.
 
     Raises:
-        ConfigError: layers that the teacher does not have, or a student with another vocabulary.
+        ConfigError: layers that the teacher does not have, a student with another vocabulary, or a tracker that is not installed.
         ClusterError: no node can hold a worker.
         TrainingFailed: workers were lost too often, or one passed its memory limit.
     """
@@ -44,6 +44,8 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         rows=folder.folder("prepare"),
         evaluate=prepared["counts"]["eval_rows"] > 0,
         recipe=Recipe.of(section.model_dump(), seed=config.run.seed),
+        trackers=tuple(config.run.trackers),
+        title=f"{config.run.name}/distill",
     )
     with connect():
         result = fit(
@@ -61,11 +63,14 @@ def check(config: Config) -> None:
     """Refuse a student that cannot be, before anything starts; loads no weights.
 
     Raises:
-        ConfigError: layers that the teacher does not have, a student with another vocabulary, or rows longer than a model's positions.
+        ConfigError: layers that the teacher does not have, a student with another vocabulary, rows longer than a model's
+            positions, or a tracker that is not installed.
     """
     from ray_jobs.distillation.layers import choose_layers
     from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.trackers import check_trackers
 
+    check_trackers(config.run.trackers)
     for name in filter(None, (config.teacher.model, config.student.model)):
         check_context(resolve_model(name), name, config.data.max_length)
     if config.student.model is None:
@@ -128,6 +133,7 @@ def _facts(result: dict[str, Any], teacher: str) -> dict[str, Any]:
         "train_seconds": result["train_seconds"],
         "peak_bytes": result["peak_bytes"],
         "gpu_peak_bytes": result["gpu_peak_bytes"],
+        "memory": result["memory"],
     }
 
 

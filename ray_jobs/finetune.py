@@ -46,13 +46,15 @@ def check(config: Config) -> None:
     """Refuse what the teacher cannot be trained with, before anything starts; loads no weights.
 
     Raises:
-        ConfigError: unknown LoRA targets, a rank larger than a layer, rows longer than the model's positions, or DoRA on
-            int8 weights on a CPU.
+        ConfigError: unknown LoRA targets, a rank larger than a layer, rows longer than the model's positions, DoRA on int8
+            weights on a CPU, or a tracker that is not installed.
         ModelError: the teacher cannot be found, is no causal language model, or is quantized already.
     """
     from ray_jobs.training.adapters import check_lora, check_storage
     from ray_jobs.training.models import check_unquantized, skeleton
+    from ray_jobs.training.trackers import check_trackers
 
+    check_trackers(config.run.trackers)
     section, lora = config.finetune, config.finetune.lora
     model = resolve_model(config.teacher.model)
     check_context(model, config.teacher.model, config.data.max_length)
@@ -80,6 +82,8 @@ def _train(config: Config, target: Storage, rows: Storage, counts: dict[str, Any
         rows=rows,
         evaluate=counts["eval_rows"] > 0,
         recipe=Recipe.of(section.model_dump(), seed=config.run.seed),
+        trackers=tuple(config.run.trackers),
+        title=f"{config.run.name}/finetune",
     )
     with connect():
         return fit(
@@ -186,6 +190,7 @@ def _facts(config: Config, result: dict[str, Any]) -> dict[str, Any]:
         "train_seconds": result["train_seconds"],
         "peak_bytes": result["peak_bytes"],
         "gpu_peak_bytes": result["gpu_peak_bytes"],
+        "memory": result["memory"],
     }
 
 

@@ -123,3 +123,13 @@ def tiny_config(tiny_model, tiny_course, tmp_path):
         return validate(tree)
 
     return make
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

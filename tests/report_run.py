@@ -19,6 +19,13 @@ AFTER = {
 MODELS = ("base", "teacher", "student")
 TIE_BAND = 0.0005
 COUNTS = {"documents": 16, "chunks": 214, "pairs": 431, "train_rows": 182, "eval_rows": 21, "train_tokens": 91_002}
+SHARES = {"data": 0.01, "forward": 0.3, "backward": 0.6, "optimizer": 0.05, "other": 0.04, "communication": 0.12}
+MEMORY = {
+    "peak_bytes": [1_900_000_000, 1_850_000_000],
+    "gpu_peak_bytes": [0, 0],
+    "memory": {"host": {"limit_bytes": 17_179_869_184, "predicted_bytes": 1_800_000_000}},
+}
+"""The distilling stage stands for one of an older version, which measured none of this."""
 COMPRESSION = [
     ("base", "transformers", "float32", 538_000_000, 21.0, 2.740, None),
     ("teacher", "transformers", "float32", 538_000_000, 20.6, 2.312, None),
@@ -88,20 +95,22 @@ def _prepare(stage, *, rows, **_):
 
 def _train(stage, **_):
     if stage.name == "finetune":
-        stage.folder.write_jsonl("metrics.jsonl", _steps(2.74, 2.31, 40, {"ce": 1.0}))
-        return {"eval": {"base_nats": 2.7401, "teacher_nats": 2.3123}}
+        stage.folder.write_jsonl("metrics.jsonl", _steps(2.74, 2.31, 40, {"ce": 1.0}, timed=True))
+        return {"eval": {"base_nats": 2.7401, "teacher_nats": 2.3123}, **MEMORY}
     stage.folder.write_jsonl("metrics.jsonl", _steps(1.9, 0.6, 50, {"kl": 1.0, "ce": 2.1}))
     nats = {"kl_before_nats": 1.93, "kl_after_nats": 0.41, "ce_teacher_nats": 2.3123, "ce_before_nats": 4.02, "ce_after_nats": 2.71}
     return {"eval": nats}
 
 
-def _steps(start, end, count, shares):
+def _steps(start, end, count, shares, *, timed=False):
+    figures = {"shares": SHARES, "tokens_per_s": 640.0, "tokens_per_s_per_worker": 320.0} if timed else {}
+
     def line(step, loss, prefix=""):
         terms = {term: loss * share for term, share in shares.items()}
         return {"step": step, "tokens": 512 * step, f"{prefix}loss": loss, f"{prefix}terms": terms}
 
     losses = [end + (start - end) * math.exp(-4 * i / count) * (1 + 0.05 * math.sin(7 * i)) for i in range(count)]
-    trained = [line(i, loss) for i, loss in enumerate(losses, start=1)]
+    trained = [line(i, loss) | figures for i, loss in enumerate(losses, start=1)]
     return [line(0, start, "eval_"), *trained, line(count, end, "eval_")]
 
 

@@ -201,16 +201,19 @@ class BoardSink:
 
 
 @contextlib.contextmanager
-def progress_board(label: str, unit: str) -> Iterator[OnProgress]:
+def progress_board(label: str, unit: str, *, each_note: bool = False) -> Iterator[OnProgress]:
     """Yield a callback that workers anywhere may call; the driver shows it as a bar.
 
     Needs a connected cluster.
+
+    Args:
+        each_note: without a terminal, show every new note (see `Bar`).
     """
     import ray
 
     actor: Any = ray.remote(num_cpus=0)(_Board).remote()
     ended = threading.Event()
-    thread = threading.Thread(target=_show, args=(actor, label, unit, ended), daemon=True)
+    thread = threading.Thread(target=_show, args=(actor, Bar(label, unit, each_note=each_note), ended), daemon=True)
     thread.start()
     try:
         yield BoardSink(actor)
@@ -220,11 +223,13 @@ def progress_board(label: str, unit: str) -> Iterator[OnProgress]:
         ray.kill(actor)
 
 
-def _show(actor: Any, label: str, unit: str, ended: threading.Event) -> None:
+def _show(actor: Any, bar: Bar, ended: threading.Event) -> None:
     import ray
 
-    with Bar(label, unit) as bar:
-        while not ended.wait(POLL_S):
+    with bar:
+        going_on = True
+        while going_on:
+            going_on = not ended.wait(POLL_S)  # asked once more at the end, for the last note
             try:
                 done, total, note = ray.get(actor.get.remote(), timeout=10)
             except ray.exceptions.RayError:

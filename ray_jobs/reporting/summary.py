@@ -8,6 +8,7 @@ from ray_jobs.reporting.comparisons import judges_of
 from ray_jobs.reporting.findings import agreements, matches
 from ray_jobs.reporting.run_files import RunFiles
 from ray_jobs.reporting.sentences import agreement_sentence, loss_sentence, verdict_sentence
+from ray_jobs.reporting.training_view import training_summary
 
 OWN_FACTS = {"stage", "id", "settings", "inputs", "seconds", "driver_peak_bytes", "headline", "next"}
 
@@ -28,6 +29,7 @@ def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
         "agreement": agreed,
         "judges": [_judge(run, judge) for judge in judges_of(run)],
         "losses": {stage: run.manifests.get(stage, {}).get("eval", {}) for stage in ("finetune", "distill")},
+        "training": training_summary(run),
         "compression": run.compression,
         "stages": {name: _stage(manifest) for name, manifest in run.manifests.items()},
         "provenance": run.provenance,

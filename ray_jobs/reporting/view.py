@@ -12,6 +12,7 @@ from ray_jobs.reporting.findings import SCORED
 from ray_jobs.reporting.numbers_in_words import number, percent, size
 from ray_jobs.reporting.run_files import Rows, RunFiles
 from ray_jobs.reporting.sentences import NAMES, judge_in_words, name, power_sentence
+from ray_jobs.reporting.training_view import training_view
 
 Items = list[tuple[str, Any]]
 TERMS = {"kl": "KL to the teacher", "ce": "cross-entropy", "ce_teacher": "the teacher's cross-entropy"}
@@ -43,6 +44,7 @@ def page_context(run: RunFiles, summary: Mapping[str, Any], comparisons: Iterabl
         "similarity": _similarity(run),
         "curves": [curve for curve in curves if curve],
         "losses": list(_losses(summary["losses"])),
+        "training": training_view(summary["training"]),
         "compression": compression_view(run.compression),
         "browser": browser(run, comparisons),
         "data_counts": _counts(summary["counts"]) if "prepare" in run.manifests else [],

@@ -17,6 +17,7 @@ from ray_jobs.training.models import choose_dtype
 from ray_jobs.training.ranks import rank, world_size
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.step import Worker, autocast
+from ray_jobs.training.timing import STEP, CommunicationProbe
 
 Save = Callable[[Path], None]
 """Writes a checkpoint into an existing folder."""
@@ -54,13 +55,22 @@ def train(
     dtype = choose_dtype(recipe.dtype, next(model.parameters()).device.type)
     worker = Worker(model, loss, recipe, dtype)
     progress = Progress() if resume_from is None else worker.load(resume_from)
-    log = Log(progress, every=recipe.log_every_steps, last=steps, on_log=on_log if rank() == 0 else None)
+    probe = CommunicationProbe(world_size=world_size(), first_step=progress.step)
+    log = Log(
+        progress,
+        every=recipe.log_every_steps,
+        last=steps,
+        clock=worker.clock,
+        probe=probe,
+        on_log=on_log if rank() == 0 else None,
+    )
     if eval_rows is not None and progress.eval_before is None:
         progress.eval_before = evaluate(model, loss, eval_rows, micro_batch_size=recipe.micro_batch_size, dtype=dtype)
         log.add_evaluation(progress.eval_before)
     for step in range(progress.step, steps):
         started = time.perf_counter()
-        figures = worker.step(rows, step, learning_rate=recipe.learning_rate_at(step, steps))
+        with worker.clock(STEP), probe(step):
+            figures = worker.step(rows, step, learning_rate=recipe.learning_rate_at(step, steps))
         chosen = step_rows(len(rows), step=step, seed=recipe.seed, global_batch_size=recipe.global_batch_size)
         log.add_step(figures, tokens=rows.num_tokens(chosen), seconds=time.perf_counter() - started)
         if eval_rows is not None and (step + 1 == steps or _due(step + 1, recipe.eval_every_steps)):

@@ -1,14 +1,17 @@
 """Losses per token over micro-batches and workers, and the lines of metrics.jsonl."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ray_jobs.core.memory import peaks
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.checkpoint import Progress
 from ray_jobs.training.losses import LossSums
-from ray_jobs.training.ranks import sum_over_ranks
+from ray_jobs.training.ranks import gather, sum_over_ranks, world_size
+from ray_jobs.training.timing import Clock, CommunicationProbe, shares
 
 OnLog = Callable[[list[dict[str, Any]]], None]
 """Called with all lines logged so far."""
@@ -38,25 +41,31 @@ class Tally:
 class Log:
     """Turns steps into lines: the mean over the steps since the last line, weighted by their valid tokens.
 
+    Every worker has one and calls it alike: a line holds the memory peaks of all of them, and their mean shares of time.
+
     Args:
         progress: gets the lines; a resumed run's holds those up to its step.
         every: steps of one line.
         last: the last step, which is always logged.
+        clock: what timed the parts of the steps.
+        probe: what sampled their communication.
         on_log: called after each new line.
     """
 
-    def __init__(self, progress: Progress, *, every: int, last: int, on_log: OnLog | None):
+    def __init__(self, progress: Progress, *, every: int, last: int, clock: Clock, probe: CommunicationProbe, on_log: OnLog | None):
         self._progress, self._every, self._last, self._on_log = progress, every, last, on_log
+        self._clock, self._probe = clock, probe
         self._window: list[dict[str, Any]] = []
+        self._first_step, self._began = progress.step, 0.0
 
     @property
     def note(self) -> str:
         """The latest line in a few words."""
         trained = [line for line in self._progress.log if "loss" in line]
-        return f"loss {trained[-1]['loss']:.3f}, {trained[-1]['tokens_per_s']:.0f} tokens/s" if trained else ""
+        return in_words(trained[-1]) if trained else ""
 
     def add_step(self, figures: dict[str, Any], *, tokens: int, seconds: float) -> None:
-        """Count a step, and write a line where one is due.
+        """Count a step, and write a line where one is due; then every worker must have called it.
 
         Args:
             figures: `loss`, `terms`, `label_tokens`, `learning_rate`, `grad_norm` of the step.
@@ -64,17 +73,18 @@ class Log:
             seconds: its wall time.
         """
         progress = self._progress
+        self._began = self._began or time.monotonic() - seconds
         progress.step += 1
         progress.tokens += tokens
         progress.seconds += seconds
         self._window.append({**figures, "tokens": tokens, "seconds": seconds})
         if progress.step % self._every == 0 or progress.step == self._last:
-            self._write(self._line())
+            self._write({**self._line(), **self._readings()})
 
     def add_evaluation(self, result: dict[str, Any]) -> None:
         """Write a line with an evaluation's result."""
         line = {"step": self._progress.step, "tokens": self._progress.tokens}
-        self._write({**line, "eval_loss": result["loss"], "eval_terms": result["terms"]})
+        self._write({**line, "eval_loss": result["loss"], "eval_terms": result["terms"], "wall_time": time.time()})
 
     def _line(self) -> dict[str, Any]:
         window, self._window = self._window, []
@@ -83,6 +93,7 @@ class Log:
         def mean(values: list[float]) -> float:
             return sum(value * step["label_tokens"] for value, step in zip(values, window, strict=True)) / count
 
+        tokens_per_s = sum(step["tokens"] for step in window) / sum(step["seconds"] for step in window)
         return {
             "step": self._progress.step,
             "tokens": self._progress.tokens,
@@ -90,10 +101,34 @@ class Log:
             "terms": {name: mean([step["terms"][name] for step in window]) for name in window[0]["terms"]},
             "learning_rate": window[-1]["learning_rate"],
             "grad_norm": window[-1]["grad_norm"],
-            "tokens_per_s": sum(step["tokens"] for step in window) / sum(step["seconds"] for step in window),
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_per_worker": tokens_per_s / world_size(),
+        }
+
+    def _readings(self) -> dict[str, Any]:
+        mine = {**shares(self._clock.take()), "communication": self._probe.share}
+        found = gather((mine, peaks()))
+        done, left = self._progress.step - self._first_step, self._last - self._progress.step
+        return {
+            "shares": {part: round(sum(theirs[part] for theirs, _ in found) / len(found), 4) for part in mine},
+            **{name: [peak[name] for _, peak in found] for name in found[0][1]},
+            "eta_s": round((time.monotonic() - self._began) / done * left, 1),
+            "wall_time": time.time(),
         }
 
     def _write(self, line: dict[str, Any]) -> None:
         self._progress.log.append(line)
         if self._on_log:
             self._on_log(self._progress.log)
+
+
+def in_words(line: dict[str, Any]) -> str:
+    """Return a training line of metrics.jsonl for people, the figures they look for first in front."""
+    parts = " ".join(f"{part} {share:.0%}" for part, share in line["shares"].items())
+    peak = f"{max(line['host_peak_bytes']) / 2**30:.2f} GiB"
+    if any(line["gpu_peak_bytes"]):
+        peak += f" host, {max(line['gpu_peak_bytes']) / 2**30:.2f} GiB GPU"
+    return (
+        f"loss {line['loss']:.3f}, lr {line['learning_rate']:.2e}, {line['tokens_per_s_per_worker']:.0f} tokens/s a worker, "
+        f"peak {peak}, {parts}"
+    )

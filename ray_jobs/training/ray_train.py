@@ -21,7 +21,8 @@ def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoin
 
     Returns:
         eval_before and eval_after ({loss, terms, label_tokens} or None), steps, tokens, train_seconds,
-        peak_bytes and gpu_peak_bytes (lists, one figure for each rank), trainable_parameters, total_parameters.
+        peak_bytes and gpu_peak_bytes (lists, one figure for each rank), trainable_parameters, total_parameters,
+        memory ({host, gpu: {limit_bytes, predicted_bytes}}).
 
     Raises:
         ClusterError: no node can hold a worker.
@@ -32,7 +33,7 @@ def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoin
     if not storage.exists(RESULT):
         require(f"[workers] of {label}", workers.bundle, workers.min_workers)
         storage.delete(FAILURE)
-        with progress_board(label, "step") as on_progress:
+        with progress_board(label, "step", each_note=True) as on_progress:
             _run(job, workers, max_failures, keep_checkpoints, on_progress)
     storage.delete(CHECKPOINTS)
     return storage.read_json(RESULT)

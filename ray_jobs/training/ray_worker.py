@@ -1,6 +1,7 @@
 """What runs on each Ray Train worker: the training loop within its limits, checkpoints for Ray, one clear end."""
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 import time
@@ -14,6 +15,7 @@ from ray_jobs.core.progress import OnProgress
 from ray_jobs.core.storage import Storage
 from ray_jobs.training.job_plan import JobPlan
 from ray_jobs.training.recipe import Recipe
+from ray_jobs.training.trackers import open_trackers
 
 RESULT = "result.json"
 FAILURE = "failure.json"
@@ -70,6 +72,10 @@ class TrainingJob:
     recipe: Recipe
     plan: JobPlan | None = None
     """What each worker was predicted to hold, for the message of a worker that passes its limit."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Who gets the lines of metrics.jsonl beside the file."""
+    title: str = ""
+    """What the run is called there."""
 
 
 def work(config: dict[str, Any]) -> None:
@@ -113,7 +119,7 @@ def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
     device = str(get_device())
     hold_gpu(device, workers.gpu_memory_bytes)
     model, loss = job.build(device)
-    with _last_checkpoint() as folder:
+    with _last_checkpoint() as folder, _open_log(job) as on_log:
         progress = train(
             model,
             loss,
@@ -122,16 +128,17 @@ def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
             recipe=job.recipe,
             resume_from=folder,
             on_progress=on_progress,
-            on_log=_MetricsFile(job.storage),
+            on_log=on_log,
             on_checkpoint=_report,
         )
+        on_log(progress.log)  # all lines may be of an earlier attempt
     peak = gather(peaks())
     if rank() == 0:
         job.storage.write_jsonl(METRICS, progress.log)
         with tempfile.TemporaryDirectory() as temporary:
             job.export(model, Path(temporary))
             job.storage.upload(Path(temporary), job.export_name)
-        job.storage.write_json(RESULT, _result(model, progress, peak))
+        job.storage.write_json(RESULT, {**_result(model, progress, peak), "memory": _memory(job, workers)})
 
 
 def _result(model: Any, progress: Any, peak: list[dict[str, int]]) -> dict[str, Any]:
@@ -146,6 +153,15 @@ def _result(model: Any, progress: Any, peak: list[dict[str, int]]) -> dict[str, 
         "trainable_parameters": model.num_parameters(only_trainable=True),
         "total_parameters": model.num_parameters(),
     }
+
+
+def _memory(job: TrainingJob, workers: Workers) -> dict[str, dict[str, int | None]]:
+    """Return what a worker might use and was predicted to, on the host and, where it has one, on its GPU."""
+    plan = job.plan
+    on_gpu, predicted = workers.gpus > 0, plan.total if plan else None
+    host = {"limit_bytes": workers.memory_bytes, "predicted_bytes": plan.host_total if plan and on_gpu else predicted}
+    gpu = {"gpu": {"limit_bytes": workers.gpu_memory_bytes, "predicted_bytes": predicted}} if on_gpu else {}
+    return {"host": host, **gpu}
 
 
 @contextlib.contextmanager
@@ -171,6 +187,24 @@ def _report(step: int, save: Callable[[Path], None]) -> None:
         save(Path(temporary))
         checkpoint = ray.train.Checkpoint.from_directory(temporary)
         ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+
+
+@contextlib.contextmanager
+def _open_log(job: TrainingJob) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yield what writes the lines to metrics.jsonl and the trackers; on all workers but the first it does nothing."""
+    from ray_jobs.training.ranks import rank
+
+    if rank() != 0:
+        yield lambda lines: None
+        return
+    file = _MetricsFile(job.storage)
+    with open_trackers(job.trackers, storage=job.storage, title=job.title, settings=dataclasses.asdict(job.recipe)) as trackers:
+
+        def log(lines: list[dict[str, Any]]) -> None:
+            file(lines)
+            trackers(lines)
+
+        yield log
 
 
 class _MetricsFile:

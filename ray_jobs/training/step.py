@@ -19,6 +19,7 @@ from ray_jobs.training.metrics import Tally
 from ray_jobs.training.optimizers import build_optimizer, set_learning_rate
 from ray_jobs.training.ranks import rank, sum_over_ranks, world_size
 from ray_jobs.training.recipe import Recipe
+from ray_jobs.training.timing import Clock
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
@@ -32,6 +33,7 @@ class Worker:
     def __init__(self, model: nn.Module, loss: Loss, recipe: Recipe, dtype: torch.dtype):
         self._model, self._recipe, self._dtype = model, recipe, dtype
         self._device = next(model.parameters()).device
+        self.clock = Clock(self._device)
         self._parameters = list(trainable(model).values())
         self._optimizer = build_optimizer(
             model,
@@ -63,21 +65,24 @@ class Worker:
         """
         recipe = self._recipe
         self._seed(step)
-        batches = step_batches(
-            rows,
-            step=step,
-            seed=recipe.seed,
-            global_batch_size=recipe.global_batch_size,
-            micro_batch_size=recipe.micro_batch_size,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        with self.clock("data"):
+            batches = step_batches(
+                rows,
+                step=step,
+                seed=recipe.seed,
+                global_batch_size=recipe.global_batch_size,
+                micro_batch_size=recipe.micro_batch_size,
+                rank=rank(),
+                world_size=world_size(),
+            )
         figures = self._backward(batches).over_ranks(self._device)
         if not math.isfinite(figures["loss"]):
             raise TrainingFailed(
                 f"the loss is {figures['loss']} at step {step + 1}: lower learning_rate ({recipe.learning_rate}) or use dtype float32"
             )
-        return {**figures, "learning_rate": learning_rate, "grad_norm": self._update(learning_rate)}
+        with self.clock("optimizer"):
+            norm = self._update(learning_rate)
+        return {**figures, "learning_rate": learning_rate, "grad_norm": norm}
 
     def _backward(self, batches: list[Batch]) -> Tally:
         self._model.train()
@@ -87,9 +92,10 @@ class Worker:
         scale = world_size() / max(num_valid, 1.0)
         for index, batch in enumerate(batches):
             with self._synchronised(index == len(batches) - 1):
-                with autocast(self._device, self._dtype):
+                with self.clock("forward"), autocast(self._device, self._dtype):
                     sums = self._forward(batch.to(self._device))
-                self._scaler.scale(sums.total * scale).backward()
+                with self.clock("backward"):
+                    self._scaler.scale(sums.total * scale).backward()
             tally.add(sums, batch)
         return tally
 

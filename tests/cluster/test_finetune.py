@@ -122,7 +122,7 @@ def test_a_killed_driver_goes_on_and_ends_in_the_very_same_adapter(prepared, tmp
     for name, tensor in adapter_of(config).items():
         torch.testing.assert_close(tensor, adapter[name], rtol=0, atol=0)
     assert manifest["eval"] == {"base_nats": progress.eval_before["loss"], "teacher_nats": progress.eval_after["loss"]}
-    assert stage_of(config).names() == ["adapter", "manifest.json", "metrics.jsonl", "result.json", "started.json"]
+    assert stage_of(config).names() == ["adapter", "manifest.json", "metrics.jsonl", "result.json", "started.json", "tensorboard"]
     assert (
         json.loads((stage_of(config).local("adapter") / "adapter_config.json").read_text())["base_model_name_or_path"]
         == config.teacher.model

@@ -255,12 +255,3 @@ def test_two_workers_run_like_one(tiny_model, folders, rows, tmp_path, free_port
         for name, parameter in trainable(single).items():
             # AdamW makes full steps of tiny gradients, so another order of summation shows: 1% of a step of 1e-2
             torch.testing.assert_close(result["weights"][name], parameter, rtol=1e-3, atol=1e-4)
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

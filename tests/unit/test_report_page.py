@@ -68,7 +68,7 @@ def test_it_shows_the_parts_that_were_asked_for(page):
 
 def test_plots_have_titles_and_descriptions(page):
     pictures = re.findall(r'<svg[^>]*role="img" aria-labelledby="(\S+) (\S+)"', page)
-    assert len(pictures) == 3
+    assert len(pictures) == 4
     for name in (identifier for pair in pictures for identifier in pair):
         assert f'id="{name}">' in page
 
@@ -105,3 +105,14 @@ def test_a_stage_that_is_missing_is_named_in_its_place(tmp_path, gone):
 def test_only_prepared_is_still_a_page(tmp_path):
     html = make_page(tmp_path, make_questions(4), stages=("prepare",))
     assert "Nobody has judged" in html and html.rstrip().endswith("</html>")
+
+
+def test_training_shows_memory_against_its_limit_and_where_the_time_went(page):
+    words = " ".join(" ".join(Tags(page).words).split())
+    assert "1.9\u202fGB, 1.9\u202fGB (limit 17.2\u202fGB; planned 1.8\u202fGB, measured 106\u202f% of it)" in page
+    assert "640 (320 a worker)" in words and "backward 60 %" in words
+    assert len(re.findall(r'<rect class="part p\d" x=', page)) == 5
+
+
+def test_a_stage_of_a_version_that_measured_less_is_left_out_of_training(page):
+    assert "Fine-tuning: where a step" in page and "Distillation: where a step" not in page
