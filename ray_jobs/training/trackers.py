@@ -5,6 +5,7 @@ import importlib.util
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,8 +73,8 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f'run.trackers has "{name}", which is not installed: pip install "raystill[{name}]", or leave it out')
         if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise ConfigError(
-                'run.trackers has "mlflow", but MLFLOW_TRACKING_URI is not set: set it to a server, or to a database such as '
-                "sqlite:////home/me/mlflow.db"
+                'run.trackers has "mlflow", but MLFLOW_TRACKING_URI is not set: set it to a server such as http://127.0.0.1:5000, '
+                "or to a folder (file:///home/me/mlruns, with MLFLOW_ALLOW_FILE_STORE=true)"
             )
         offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
         if name == "wandb" and not (offline or os.environ.get("WANDB_API_KEY")):
@@ -201,7 +202,7 @@ class WeightsAndBiases:
         import wandb
 
         if not storage.exists("wandb.json"):
-            storage.write_json("wandb.json", {"run_id": wandb.util.generate_id()})
+            storage.write_json("wandb.json", {"run_id": uuid.uuid4().hex[:16]})
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "raystill"),
             id=storage.read_json("wandb.json")["run_id"],

@@ -122,7 +122,8 @@ def test_a_tracker_without_its_environment_is_refused(monkeypatch):
 
 def test_mlflow_gets_each_step_once_over_two_attempts(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
     storage = Storage(str(tmp_path / "stage"))
     for lines in ([line(1), line(2), line(3)], [line(1), line(2), line(3), line(4)]):
         with open_trackers(["mlflow"], storage=storage, title="run/finetune", settings={"rank": 4}) as trackers:
