@@ -9,6 +9,7 @@ from typing import Any
 
 from ray_jobs import __version__
 from ray_jobs.core.errors import ConfigError, JobError
+from ray_jobs.core.interrupts import terminate_as_interrupt
 
 JOBS = {
     "run": "the whole chain, stage by stage, resuming where it stopped",
@@ -54,6 +55,7 @@ def _run_job(arguments: list[str]) -> int:
     options, overrides = _parser().parse_known_args(arguments)
     from ray_jobs.core.config_file import load_config
 
+    terminate_as_interrupt()
     if options.merge:
         if options.job != "finetune":
             raise ConfigError(f"--merge is finetune's alone, not of job {options.job!r}: run `raystill finetune CONFIG --merge`")

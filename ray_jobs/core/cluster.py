@@ -12,7 +12,10 @@ from typing import Any
 
 from ray_jobs.core.autoscaling import NodeTypes, most_fitting, node_types, times_fitting
 from ray_jobs.core.errors import ClusterError, JobError
+from ray_jobs.core.interrupts import terminate_as_interrupt
 from ray_jobs.core.progress import Bar, OnProgress, say
+from ray_jobs.core.sizes import both_units
+from ray_jobs.core.sizing import memory_hints
 
 OBJECT_STORE_BYTES = 10**9
 START_TIMEOUT_S = 120
@@ -80,6 +83,7 @@ def _start(address: str | None) -> None:
         ray.init(address=address or "local", log_to_driver=logs, logging_level=level, **local)
     except (ConnectionError, ValueError) as error:
         raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address!r}: {error}; start one or unset RAY_ADDRESS") from None
+    terminate_as_interrupt()  # ray.init gave SIGTERM a meaning of its own: exit code 15
     import ray.data
 
     # RETRIES have no other place in this version of Ray
@@ -113,7 +117,7 @@ def require(what: str, bundle: dict[str, float], count: int = 1) -> None:
     offers += [f"node type {name}: {_words(kind.resources)}, {kind.max_nodes} at most" for name, kind in config.kinds.items()]
     raise ClusterError(
         f"{what} needs {count} x ({_words(bundle)}), but this cluster can hold {possible} at most ({'; '.join(offers)}): "
-        "lower [workers] num_workers, cpus, gpus or memory, or add nodes"
+        f"lower [workers] num_workers, cpus, gpus or memory, or add nodes{memory_hints(bundle, list(node_resources()))}"
     )
 
 
@@ -170,8 +174,8 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def _words(resources: Mapping[str, float]) -> str:
-    memory = resources.get("memory", 0) / 2**30
-    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {memory:.1f} GiB memory"
+    memory = both_units(resources.get("memory", 0))
+    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {memory} memory"
 
 
 class _Board:

@@ -93,9 +93,13 @@ class Storage:
         path = f"{self.root}/{name}"
         self.fs.create_dir(path.rpartition("/")[0], recursive=True)
         temporary = f"{path}.tmp-{os.getpid()}"
-        with self.fs.open_output_stream(temporary) as stream:
-            stream.write(data)
-        self.fs.move(temporary, path)
+        try:
+            with self.fs.open_output_stream(temporary) as stream:
+                stream.write(data)
+            self.fs.move(temporary, path)
+        except OSError:
+            self.delete(f"{name}.tmp-{os.getpid()}")
+            raise
 
     def read_json(self, name: str) -> Any:
         """Return the object of a JSON file."""

@@ -4,15 +4,18 @@ from typing import Any
 
 from ray_jobs.core import errors
 from ray_jobs.core.cluster import progress_board, require
-from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.core.errors import JobError, StorageError, TrainingFailed
+from ray_jobs.core.interrupts import interrupts_of_ray_train
 from ray_jobs.core.progress import OnProgress
 from ray_jobs.core.storage import Storage
-from ray_jobs.training.ray_worker import FAILURE, RESULT, TrainingJob, Workers, work
+from ray_jobs.training.ray_worker import CHECKPOINTS, FAILURE, RESULT, TrainingJob, Workers, work
 
 __all__ = ["TrainingJob", "Workers", "fit"]
 
-CHECKPOINTS = "checkpoints"
+REGISTER = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"
 START_ATTEMPTS = 5
+GROW_CHECK_S = 60.0
+"""Time between looks for room for more workers, up to `max_workers`: growing restarts them all from the last checkpoint."""
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # a cluster started by others has no such setting (see core.cluster)
 
 
@@ -27,6 +30,7 @@ def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoin
     Raises:
         ClusterError: no node can hold a worker.
         MemoryLimitExceeded: a worker passed its limit.
+        StorageError: the disk is full, or too small for the checkpoints.
         TrainingFailed: workers were lost more than `max_failures` times, or the loss is not finite.
     """
     storage = job.storage
@@ -41,14 +45,17 @@ def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoin
 
 def _run(job: TrainingJob, workers: Workers, max_failures: int, keep_checkpoints: int, on_progress: OnProgress) -> None:
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from ray_jobs.training.full_disk import full_disk, is_full
+
     storage = job.storage
+    _drop_torn_register(storage)
     trainer = TorchTrainer(
         work,
-        train_loop_config={"job": job, "workers": workers, "on_progress": on_progress},
-        scaling_config=ScalingConfig(num_workers=workers.min_workers, use_gpu=workers.gpus > 0, resources_per_worker=workers.bundle),
+        train_loop_config={"job": job, "workers": workers, "keep_checkpoints": keep_checkpoints, "on_progress": on_progress},
+        scaling_config=_scaling(workers),
         run_config=RunConfig(
             name=CHECKPOINTS,
             storage_path=storage.root,
@@ -59,18 +66,46 @@ def _run(job: TrainingJob, workers: Workers, max_failures: int, keep_checkpoints
         ),
     )
     try:
-        trainer.fit()
+        with interrupts_of_ray_train():
+            trainer.fit()
     except (TrainingFailedError, ray.exceptions.RayError) as error:
-        _raise_known(storage)
+        _raise_known(storage, error)
+        if is_full(error):  # Ray itself writes there, too
+            raise StorageError(full_disk(storage, error)) from error
         raise TrainingFailed(f"training failed after {max_failures} restarts: {_reason(error)}; the same command goes on") from error
     _raise_known(storage)
 
 
-def _raise_known(storage: Storage) -> None:
+def _scaling(workers: Workers) -> Any:
+    from ray.train import ScalingConfig
+
+    fewest, most = workers.min_workers, workers.max_workers
+    return ScalingConfig(
+        num_workers=fewest if fewest == most else (fewest, most),
+        use_gpu=workers.gpus > 0,
+        resources_per_worker=workers.bundle,
+        elastic_resize_monitor_interval_s=GROW_CHECK_S,
+    )
+
+
+def _drop_torn_register(storage: Storage) -> None:
+    """Delete Ray's register of checkpoints where it is torn: Ray would refuse to start, but the checkpoints tell of themselves."""
+    if storage.exists(REGISTER):
+        try:
+            storage.read_json(REGISTER)
+        except ValueError:
+            storage.delete(REGISTER)
+
+
+def _raise_known(storage: Storage, error: Exception | None = None) -> None:
+    """Raise what a worker raised on purpose: as it wrote it down, or, where it could not write, as it was raised."""
     if storage.exists(FAILURE):
         failure = storage.read_json(FAILURE)
         storage.delete(FAILURE)
         raise getattr(errors, failure["error"])(failure["message"])
+    for cause in getattr(error, "worker_failures", {}).values():
+        if isinstance(cause, JobError):
+            raise cause
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import tempfile
 import time
@@ -12,11 +13,12 @@ from typing import Any
 
 from ray_jobs.core.errors import JobError
 from ray_jobs.core.progress import OnProgress
-from ray_jobs.core.storage import Storage
+from ray_jobs.core.storage import Storage, local_folder
 from ray_jobs.training.job_plan import JobPlan
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.trackers import open_trackers
 
+CHECKPOINTS = "checkpoints"
 RESULT = "result.json"
 FAILURE = "failure.json"
 METRICS = "metrics.jsonl"
@@ -80,6 +82,7 @@ class TrainingJob:
 
 def work(config: dict[str, Any]) -> None:
     """Train on this worker. What raystill raises on purpose would come again, so it ends the job instead of a restart."""
+    from ray_jobs.training.full_disk import name_full_disk
     from ray_jobs.training.memory import memory_limit
     from ray_jobs.training.ranks import rank
 
@@ -92,24 +95,27 @@ def work(config: dict[str, Any]) -> None:
         _write_failure(job.storage, error)
         os._exit(BREACHED)  # the thread that trains may be inside a call that no exception reaches
 
+    limits = {"gpu_limit_bytes": workers.gpu_memory_bytes, "plan": job.plan, "on_breach": on_breach}
     try:
-        with memory_limit(workers.memory_bytes, rank=rank(), gpu_limit_bytes=workers.gpu_memory_bytes, plan=job.plan, on_breach=on_breach):
-            _train(job, workers, config["on_progress"])
+        with memory_limit(workers.memory_bytes, rank=rank(), **limits), name_full_disk(job.storage):
+            _train(job, workers, config["keep_checkpoints"], config["on_progress"])
     except JobError as error:
         _write_failure(job.storage, error)
         raise
 
 
 def _write_failure(storage: Storage, error: JobError) -> None:
-    storage.write_json(FAILURE, {"error": type(error).__name__, "message": str(error)})
+    with contextlib.suppress(OSError):  # on a full disk; then the error alone reaches the driver, after its restarts
+        storage.write_json(FAILURE, {"error": type(error).__name__, "message": str(error)})
 
 
-def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
+def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progress: OnProgress) -> None:
     import torch
     from ray.train.torch import get_device
 
     from ray_jobs.core.memory import peaks
     from ray_jobs.training.batches import PackedRows
+    from ray_jobs.training.full_disk import require_room
     from ray_jobs.training.loop import train
     from ray_jobs.training.memory import hold_gpu
     from ray_jobs.training.ranks import gather, rank
@@ -119,7 +125,9 @@ def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
     device = str(get_device())
     hold_gpu(device, workers.gpu_memory_bytes)
     model, loss = job.build(device)
-    with _last_checkpoint() as folder, _open_log(job) as on_log:
+    with _last_checkpoint(job.storage.sub(CHECKPOINTS)) as folder, _open_log(job) as on_log:
+        if rank() == 0:  # a new checkpoint is written before an old one is deleted
+            require_room(job.storage, model, num_checkpoints=1 if folder else keep_checkpoints + 1)
         progress = train(
             model,
             loss,
@@ -129,7 +137,7 @@ def _train(job: TrainingJob, workers: Workers, on_progress: OnProgress) -> None:
             resume_from=folder,
             on_progress=on_progress,
             on_log=on_log,
-            on_checkpoint=_report,
+            on_checkpoint=functools.partial(_report, job.storage),
         )
         on_log(progress.log)  # all lines may be of an earlier attempt
     peak = gather(peaks())
@@ -165,28 +173,38 @@ def _memory(job: TrainingJob, workers: Workers) -> dict[str, dict[str, int | Non
 
 
 @contextlib.contextmanager
-def _last_checkpoint() -> Iterator[Path | None]:
+def _last_checkpoint(checkpoints: Storage) -> Iterator[Path | None]:
     import ray.train
+
+    from ray_jobs.training.sealed import newest_sealed
 
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
         return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
+    sealed = newest_sealed(checkpoints)  # there is one where Ray's register was torn
+    yield None if sealed is None else local_folder(sealed.uri)
 
 
-def _report(step: int, save: Callable[[Path], None]) -> None:
+def _report(storage: Storage, step: int, save: Callable[[Path], None]) -> None:
     """Give Ray Train a checkpoint; it counts once every worker has reported."""
     import ray.train
+
+    from ray_jobs.training.sealed import seal
 
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report({"step": step})
         return
+    name = f"step-{step:06d}"
     with tempfile.TemporaryDirectory() as temporary:
         save(Path(temporary))
-        checkpoint = ray.train.Checkpoint.from_directory(temporary)
-        ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{step:06d}")
+        seal(Path(temporary))
+        try:
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(temporary), checkpoint_dir_name=name)
+        except OSError:
+            storage.delete(f"{CHECKPOINTS}/{name}")  # the half of it takes room, on a disk that may have none
+            raise
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ray_jobs import finetune, prepare
-from ray_jobs.core.errors import ClusterError, ConfigError, MemoryLimitExceeded, StageMissing
+from ray_jobs.core.errors import ClusterError, ConfigError, MemoryLimitExceeded, StageHeld, StageMissing
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.batches import PackedRows
@@ -67,58 +69,90 @@ def without_ray(config):
     return progress, {name.replace(".default.", "."): p.detach() for name, p in trainable(model).items()}
 
 
-def wait_for_checkpoint(config, *, step, timeout_s=120):
-    snapshot = stage_of(config).local("checkpoints") / "checkpoint_manager_snapshot.json"
+def wait_for(condition, *, timeout_s=120):
     ended = time.monotonic() + timeout_s
-    while time.monotonic() < ended:
-        if snapshot.exists() and f"step-{step:06d}" in snapshot.read_text():
-            return
+    while not condition():
+        if time.monotonic() > ended:
+            raise TimeoutError(f"not within {timeout_s} s")
         time.sleep(0.05)
-    raise TimeoutError(f"no checkpoint of step {step} within {timeout_s} s")
 
 
-def kill_one_worker(config, killed):
-    wait_for_checkpoint(config, step=10)
+def wait_for_step(config, *, step):
+    """Wait until a step is logged from now on; lines are written every few seconds at most, so it is some step after it."""
+    began = time.time()
+    log = stage_of(config).local("metrics.jsonl")
+    wait_for(lambda: log.exists() and log.stat().st_mtime > began and stage_of(config).read_jsonl("metrics.jsonl")[-1]["step"] >= step)
+
+
+def wait_for_holder(config, process):
+    lock = RunFolder(config).storage
+    wait_for(lambda: lock.exists("finetune.lock") and lock.read_json("finetune.lock")["pid"] == process.pid)
+
+
+def tear_what_the_driver_left(checkpoints):
+    """Leave a newer checkpoint half written, as a kill in mid-write does, and Ray's register of checkpoints too."""
+    newest = max(name for name in checkpoints.names() if name.startswith("step-"))
+    whole = checkpoints.local(newest)
+    torn = whole.with_name("step-000099")
+    shutil.copytree(whole, torn)
+    weights = torn / "trainable.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    register = checkpoints.local("checkpoint_manager_snapshot.json")
+    register.write_bytes(register.read_bytes()[:-10])
+
+
+def kill_one_worker(config, step, killed):
+    wait_for_step(config, step=step)
     workers = [p for p in psutil.Process().children(recursive=True) if any("RayTrainWorker" in word for word in p.cmdline())]
     workers[-1].kill()
     killed.append(workers[-1].pid)
 
 
-def assert_log_is_that_of(progress, config):
+def assert_log_is_that_of(progress, config, what):
     lines = stage_of(config).read_jsonl("metrics.jsonl")
     assert [(line["step"], "loss" in line) for line in lines] == [(line["step"], "loss" in line) for line in progress.log]
     losses, expected = ([line["loss"] for line in log if "loss" in line] for log in (lines, progress.log))
-    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses == pytest.approx(expected, rel=1e-4), what
 
 
 def test_two_workers_one_of_them_killed_end_like_one_undisturbed(prepared):
     config = prepared(**LONG, workers__num_workers=2)
-    killed = []
-    killer = threading.Thread(target=kill_one_worker, args=(config, killed))
+    killed, step = [], random.randrange(6, 40)
+    killer = threading.Thread(target=kill_one_worker, args=(config, step, killed))
     killer.start()
     manifest = finetune.run(config, force=False)
     killer.join()
     assert killed
     progress, adapter = without_ray(config)
-    assert_log_is_that_of(progress, config)
+    assert_log_is_that_of(progress, config, f"worker killed after step {step}")
     for name, tensor in adapter_of(config).items():
         torch.testing.assert_close(tensor, adapter[name], rtol=1e-2, atol=1e-3)
     assert len(manifest["peak_bytes"]) == 2
     assert manifest["eval"]["teacher_nats"] < manifest["eval"]["base_nats"]
 
 
-def test_a_killed_driver_goes_on_and_ends_in_the_very_same_adapter(prepared, tmp_path):
+def test_a_driver_stopped_then_killed_goes_on_past_torn_files_and_ends_in_the_very_same_adapter(prepared, tmp_path):
     config = prepared(**LONG)
     file = tmp_path / "run.toml"
     file.write_text(as_toml(config.model_dump(mode="json", exclude_defaults=True)))
     command = [sys.executable, "-m", "ray_jobs", "finetune", str(file)]
+    steps = sorted(random.sample(range(6, 40), 2))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
+        wait_for_step(config, step=steps[0])
+        driver.send_signal(signal.SIGTERM)  # as a scheduler does that takes the machine back
+        assert driver.communicate()[1].endswith("raystill: interrupted; the same command goes on from here\n")
+    assert driver.returncode == 130
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as driver:
-        wait_for_checkpoint(config, step=10)
+        wait_for_holder(config, driver)
+        with pytest.raises(StageHeld, match=f"process {driver.pid} "):
+            finetune.run(config, force=True)
+        wait_for_step(config, step=steps[1])
         driver.send_signal(signal.SIGKILL)
     assert not stage_of(config).exists("manifest.json")
+    tear_what_the_driver_left(stage_of(config).sub("checkpoints"))
     manifest = finetune.run(config, force=False)
     progress, adapter = without_ray(config)
-    assert_log_is_that_of(progress, config)
+    assert_log_is_that_of(progress, config, f"driver stopped after step {steps[0]}, killed after step {steps[1]}")
     for name, tensor in adapter_of(config).items():
         torch.testing.assert_close(tensor, adapter[name], rtol=0, atol=0)
     assert manifest["eval"] == {"base_nats": progress.eval_before["loss"], "teacher_nats": progress.eval_after["loss"]}
