@@ -328,9 +328,9 @@ class WorkersSection(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one worker."""
     memory: str = "16GiB"
-    """Host memory one worker may use: scheduled by Ray, held by the worker itself."""
+    """Host memory one worker may use: scheduled by Ray, held and watched by the worker itself. GB is 10^9, GiB is 2^30."""
     gpu_memory: str = "16GiB"
-    """Memory of one GPU, which `raystill plan` holds a worker to where `gpus` is above 0."""
+    """Memory of a GPU one worker may use where `gpus` is above 0: what it is planned for, and held to."""
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """How workers share a step: whole copies, FSDP2 shards, or DeepSpeed ZeRO."""
     zero_stage: Literal[1, 2, 3] = 2

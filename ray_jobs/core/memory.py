@@ -32,9 +32,8 @@ def held_bytes() -> int:
     Pages of files (such as mapped weights) do not count, as the kernel drops them when it needs the room. The largest value
     seen is part of `peaks`.
     """
-    own = psutil.Process()
-    held = _status("RssAnon") + _status("RssShmem") or own.memory_info().rss
-    for child in own.children(recursive=True):
+    held = _status("RssAnon") + _status("RssShmem") or psutil.Process().memory_info().rss
+    for child in psutil.Process().children(recursive=True):
         try:
             held += child.memory_full_info().uss
         except psutil.Error:

@@ -68,7 +68,8 @@ class Storage:
             self.write_bytes(probe, b"")
             self.fs.delete_file(f"{self.root}/{probe}")
         except OSError as error:
-            raise StorageError(f"storage {self.uri!r} cannot be written: {error}; choose another [run] storage") from None
+            reason = error.__cause__ or error
+            raise StorageError(f"storage {self.uri!r} cannot be written: {reason}; choose another [run] storage") from None
 
     def clear(self) -> None:
         """Delete the folder with all that is in it."""
@@ -89,7 +90,11 @@ class Storage:
             return stream.read()
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file whole: a reader sees the old one or the new one."""
+        """Write a file whole: a reader sees the old one or the new one.
+
+        Raises:
+            StorageError: it cannot be written, as on a full disk; the old one is still there.
+        """
         path = f"{self.root}/{name}"
         self.fs.create_dir(path.rpartition("/")[0], recursive=True)
         temporary = f"{path}.tmp-{os.getpid()}"
@@ -97,9 +102,9 @@ class Storage:
             with self.fs.open_output_stream(temporary) as stream:
                 stream.write(data)
             self.fs.move(temporary, path)
-        except OSError:
+        except OSError as error:
             self.delete(f"{name}.tmp-{os.getpid()}")
-            raise
+            raise StorageError(f"{self.uri}/{name} cannot be written: {error}; make room, or choose another [run] storage") from error
 
     def read_json(self, name: str) -> Any:
         """Return the object of a JSON file."""

@@ -33,7 +33,7 @@ def name_full_disk(storage: Storage) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, StorageError) or not is_full(error):
+        if not is_full(error):
             raise
         raise StorageError(full_disk(storage, error)) from error
 

@@ -80,7 +80,8 @@ def test_a_worker_past_its_limit_leaves_its_neighbour_unharmed(ray_cluster, rows
         import time
 
         shared = mmap.mmap(-1, 3 * 2**29)  # what RLIMIT_DATA does not count
-        shared.write(b"x" * (3 * 2**29))
+        while shared.tell() < len(shared):
+            shared.write(b"x" * 2**20)
         time.sleep(60)
 
     plan = JobPlan({"weights": 2**29, "activations": 2**28, "adapter": 2**20}, 3 * 2**28, 3 * 2**29, "micro_batch_size = 1 in place of 2")
@@ -126,8 +127,6 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_same_command_goes_on(ray_
     with pytest.raises(StorageError, match=r"no more can be written .*0\.00 GiB .* is left in .*last whole checkpoint is kept") as caught:
         train(tiny_job.tiny_job(stage, rows, tiny_model, at_step=step, disturb=fill))
     assert "\n" not in str(caught.value)
-    with pytest.raises(StorageError, match=r"checkpoints need .* \(1 x .*, but .* has 0\.00 GiB .* left"):
-        train(tiny_job.tiny_job(stage, rows, tiny_model))
     os.unlink(ballast)
     assert wait_for_checkpoint(stage, after_step=3) < step
     result = train(tiny_job.tiny_job(stage, rows, tiny_model))

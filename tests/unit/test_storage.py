@@ -1,6 +1,7 @@
 """Files appear whole or not at all, on local and other file systems; folders replace each other."""
 
 import pickle
+import resource
 import threading
 
 import pyarrow.fs as pafs
@@ -161,3 +162,17 @@ def test_of_two_processes_that_make_a_folder_the_first_wins(tmp_path):
 
 def test_local_means_the_local_file_system(tmp_path):
     assert isinstance(Storage(str(tmp_path)).fs, pafs.LocalFileSystem)
+
+
+def test_a_file_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_path):
+    storage = Storage(str(tmp_path))
+    storage.write_bytes("a", b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"/a cannot be written: .*make room, or choose another \[run\] storage"):
+            storage.write_bytes("a", b"x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert storage.read_bytes("a") == b"old"
+    assert storage.names() == ["a"]
