@@ -47,14 +47,14 @@ class RunLock:
     def __init__(self, run: Storage, stage: str):
         self._run, self._stage, self._name = run, stage, f"{stage}.lock"
         self._own = {**_who_this_is(), "since": time.time(), "token": uuid.uuid4().hex}
-        self._ended = threading.Event()
+        self._ended, self._turn = threading.Event(), threading.Lock()
         with _guard(run) as guarded:
             self._refuse_other(_read(run, self._name))
             self._write()
         if not guarded:
             time.sleep(SETTLE_S)
             self._refuse_other(_read(run, self._name))
-        self._finalizer = weakref.finalize(self, _release, run, self._name, self._own["token"], self._ended)
+        self._finalizer = weakref.finalize(self, _release, run, self._name, self._own, self._ended, self._turn)
         threading.Thread(target=_renew, args=(weakref.ref(self), self._ended), name=f"lock-{stage}", daemon=True).start()
 
     def release(self) -> None:
@@ -62,24 +62,26 @@ class RunLock:
         self._finalizer()
 
     def check(self) -> None:
-        """Make sure that the stage is still this process's.
+        """Make sure that no other process has taken the stage over.
 
         Raises:
-            StageHeld: it was taken over, as this process showed no sign of life for STALE_S.
+            StageHeld: one has, as this process showed no sign of life for STALE_S.
         """
         held = _read(self._run, self._name)
-        if held is not None and held["token"] != self._own["token"]:
+        if held is not None and not _is_own_process(held):
             raise StageHeld(f"stage {self._stage!r} of {self._run.uri} was taken over by {_words(held)}, as this process stood still")
 
     def renew(self) -> None:
-        """Show that this process lives.
+        """Show that this process lives; nothing to do where it has released the stage, or begun it again.
 
         Raises:
             StageHeld: as `check`.
         """
-        with _guard(self._run):
+        with self._turn, _guard(self._run):
             self.check()
-            self._write()
+            held = _read(self._run, self._name)
+            if held is not None and held["token"] == self._own["token"]:
+                self._write()
 
     def _write(self) -> None:
         self._run.write_json(self._name, {**self._own, "renewed": time.time()})
@@ -113,13 +115,17 @@ def _machine() -> str:
 def _lives(held: dict[str, Any]) -> bool:
     if held["machine"] != _machine():
         return time.time() - held["renewed"] < STALE_S
-    if held["pid"] == os.getpid():
+    if _is_own_process(held):
         return False  # what this process began and left, by an error that its caller caught
     try:
         process = psutil.Process(held["pid"])
         return abs(process.create_time() - held["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _is_own_process(held: dict[str, Any]) -> bool:
+    return held["machine"] == _machine() and held["pid"] == os.getpid()
 
 
 def _words(held: dict[str, Any]) -> str:
@@ -158,12 +164,14 @@ def _locked(folder: int) -> bool:
     return True
 
 
-def _release(run: Storage, name: str, token: str, ended: threading.Event) -> None:
+def _release(run: Storage, name: str, own: dict[str, Any], ended: threading.Event, turn: threading.Lock) -> None:
+    if own["pid"] != os.getpid():
+        return  # a forked child has a copy of this object, and must not end its parent's hold
     ended.set()
-    held = _read(run, name)
-    # a forked child gets a copy of this object, and must not end its parent's hold
-    if held is not None and held["token"] == token and held["pid"] == os.getpid():
-        run.delete(name)
+    with turn:
+        held = _read(run, name)
+        if held is not None and held["token"] == own["token"]:
+            run.delete(name)
 
 
 def _renew(lock: "weakref.ref[RunLock]", ended: threading.Event) -> None:

@@ -21,5 +21,7 @@ def parse_bytes(text: str) -> int:
 
 
 def both_units(size: float) -> str:
-    """Return a size as "14.90 GiB (16.00 GB)"."""
+    """Return a size as "14.90 GiB (16.00 GB)", a small one as "5.00 MiB (5.24 MB)"."""
+    if size < 0.1 * 2**30:
+        return f"{size / 2**20:.2f} MiB ({size / 10**6:.2f} MB)"
     return f"{size / 2**30:.2f} GiB ({size / 10**9:.2f} GB)"

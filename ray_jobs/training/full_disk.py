@@ -15,7 +15,10 @@ from ray_jobs.core.storage import Storage
 
 _NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SIGNS = ("no space left", "disk quota exceeded", "file too large")
-_WAY_OUT = "make room, lower keep_checkpoints, or choose another [run] storage"
+_WAY_OUT = (
+    "make room, lower keep_checkpoints, or choose another [run] storage: the last whole checkpoint is kept, and the same command "
+    "goes on from it"
+)
 
 
 def is_full(error: BaseException) -> bool:
@@ -43,7 +46,7 @@ def full_disk(storage: Storage, error: BaseException) -> str:
     reason = str(error).strip().splitlines()[-1]
     return (
         f"no more can be written ({reason}): {_room(storage)} is left in {storage.uri}, {_free(tempfile.gettempdir())} in "
-        f"{tempfile.gettempdir()}; {_WAY_OUT}: the last whole checkpoint is kept, and the same command goes on from it"
+        f"{tempfile.gettempdir()}; {_WAY_OUT}"
     )
 
 

@@ -18,7 +18,14 @@ from ray_jobs.training.job_plan import JobPlan
 from ray_jobs.training.memory_watch import MemoryWatch
 
 OnBreach = Callable[[MemoryLimitExceeded], None]
-_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "failed to map segment")
+_SIGNS = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
+)
 _GPU_SIGNS = ("cuda out of memory", "cuda error: out of memory", "alloc_failed")
 _LESS = "lower micro_batch_size or data.max_length, set gradient_checkpointing, or use method qlora"
 
@@ -40,21 +47,21 @@ def memory_limit(
     Raises:
         MemoryLimitExceeded: an allocation in the block went past a limit, or past the memory of a GPU.
     """
-    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    now = psutil.Process().memory_info()
-    unused = max(0, now.data - now.rss)  # thread stacks and the like: reserved, and counted, but never touched
-    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + unused, hard))
-    try:
-        with _watch(limit_bytes, rank, plan, on_breach):
+    with _watch(limit_bytes, rank, plan, on_breach):  # first: below a limit that is too low even a thread cannot start
+        before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        now = psutil.Process().memory_info()
+        unused = max(0, now.data - now.rss)  # thread stacks and the like: reserved, and counted, but never touched
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes + unused, hard))
+        try:
             yield
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        if isinstance(error, MemoryLimitExceeded) or not (_is_about_gpu(error) or _is_about_memory(error)):
-            raise
-        if _is_about_gpu(error):
-            raise MemoryLimitExceeded(_gpu_breach(rank, gpu_limit_bytes, str(error).splitlines()[0], plan)) from error
-        raise MemoryLimitExceeded(_host_breach(rank, limit_bytes, peak_bytes(), plan)) from error
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+        except (MemoryError, RuntimeError, ImportError, OSError) as error:
+            if isinstance(error, MemoryLimitExceeded) or not (_is_about_gpu(error) or _is_about_memory(error)):
+                raise
+            if _is_about_gpu(error):
+                raise MemoryLimitExceeded(_gpu_breach(rank, gpu_limit_bytes, str(error).splitlines()[0], plan)) from error
+            raise MemoryLimitExceeded(_host_breach(rank, limit_bytes, peak_bytes(), plan)) from error
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
 def hold_gpu(device: str, limit_bytes: int) -> None:

@@ -124,7 +124,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_same_command_goes_on(ray_
                 pass
 
     step, stage = random.randrange(7, 40), small_disk / "stage"
-    with pytest.raises(StorageError, match=r"no more can be written .*0\.00 GiB .* is left in .*last whole checkpoint is kept") as caught:
+    with pytest.raises(StorageError, match=r"(no more can be written|checkpoints need) .*last whole checkpoint is kept") as caught:
         train(tiny_job.tiny_job(stage, rows, tiny_model, at_step=step, disturb=fill))
     assert "\n" not in str(caught.value)
     os.unlink(ballast)

@@ -22,7 +22,7 @@ def storage(tmp_path):
     [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail] No space left"), OSError(errno.EDQUOT, "quota")],
 )
 def test_a_full_disk_is_one_line_with_the_room_that_is_left(storage, error):
-    with pytest.raises(StorageError, match=rf"no more can be written .*GiB .* is left in {storage.uri}.*same command goes on") as caught:
+    with pytest.raises(StorageError, match=rf"no more can be written .*iB .* is left in {storage.uri}.*same command goes on") as caught:
         with name_full_disk(storage):
             raise error
     assert "\n" not in str(caught.value)

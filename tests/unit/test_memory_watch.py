@@ -86,6 +86,8 @@ def test_a_full_gpu_names_its_limit():
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize(("size", "words"), [(16 * 10**9, "14.90 GiB (16.00 GB)"), (2**34, "16.00 GiB (17.18 GB)")])
+@pytest.mark.parametrize(
+    ("size", "words"), [(16 * 10**9, "14.90 GiB (16.00 GB)"), (2**34, "16.00 GiB (17.18 GB)"), (5 * 2**20, "5.00 MiB (5.24 MB)")]
+)
 def test_a_size_is_given_in_both_units(size, words):
     assert both_units(size) == words

@@ -109,7 +109,7 @@ def test_another_machine_is_believed_until_its_sign_of_life_is_old(run):
 def test_who_was_taken_over_stops(run):
     lock = RunLock(run, "finetune")
     lock.renew()
-    run.write_json("finetune.lock", {**run.read_json("finetune.lock"), "token": "theirs"})
+    run.write_json("finetune.lock", {**run.read_json("finetune.lock"), "token": "theirs", "machine": "another"})
     with pytest.raises(StageHeld, match="was taken over by process"):
         lock.renew()
     lock.release()
@@ -127,9 +127,13 @@ def test_a_hold_ends_with_what_held_it_and_its_thread_too(run):
 def test_the_same_process_may_begin_again_after_an_error(run):
     first = RunLock(run, "finetune")
     second = RunLock(run, "finetune")
+    held = run.read_json("finetune.lock")
+    first.renew()
+    assert run.read_json("finetune.lock") == held
     first.release()
     assert run.read_json("finetune.lock")["pid"] == os.getpid()
     second.release()
+    second.renew()
     assert run.names() == []
 
 
