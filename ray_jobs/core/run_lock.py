@@ -31,6 +31,8 @@ from ray_jobs.core.storage import Storage
 RENEW_S = 15.0
 STALE_S = 120.0
 SETTLE_S = 1.0
+CLOCK_S = 60.0
+"""A process of the same id is another one where its start differs by more; start times move when the clock is set."""
 
 
 class RunLock:
@@ -119,7 +121,7 @@ def _lives(held: dict[str, Any]) -> bool:
         return False  # what this process began and left, by an error that its caller caught
     try:
         process = psutil.Process(held["pid"])
-        return abs(process.create_time() - held["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - held["started"]) < CLOCK_S and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
