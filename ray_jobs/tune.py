@@ -42,13 +42,19 @@ def check(config: Config) -> None:
     """Refuse what cannot become a sweep.
 
     Raises:
-        ConfigError: the space or metric is not the job's, or each point would be tried twice.
+        ConfigError: the space or metric is not the job's, varies adapters that there are none of, or each point would be tried twice.
     """
     from tune_spaces.search import repeats
 
     settings = config.tune
     _one_of("metric", settings.metric, ["auto", *SWEEPS[settings.job].metrics], settings.job)
-    if repeats(_param_space(config), num_samples=settings.num_samples):
+    space = _param_space(config)
+    adapters = [key for key in space if key.startswith("finetune.lora.")]
+    if adapters and config.finetune.method == "full":
+        raise ConfigError(
+            f'[tune] space = {settings.space!r} varies {adapters[0]}, and finetune.method = "full" has no adapter: use lora or qlora'
+        )
+    if repeats(space, num_samples=settings.num_samples):
         raise ConfigError(f"[tune] num_samples = {settings.num_samples} would try each point of {settings.space!r} again: use 1")
 
 

@@ -107,3 +107,15 @@ def test_an_interrupted_command_says_how_to_go_on_and_help_what_force_makes_anew
 def test_a_wrong_config_is_not_sent(config, capsys):
     assert main(["submit", "prepare", config, "--address", "http://127.0.0.1:1", "--run.storage", "runs"]) == 2
     assert "is relative" in capsys.readouterr().err
+
+
+def test_merge_is_finetunes_alone(config, capsys):
+    assert main(["distill", config, "--merge"]) == 2
+    assert capsys.readouterr().err.startswith("raystill: --merge is finetune's alone, not of job 'distill'")
+    assert main(["finetune", config, "--merge", "--finetune.method", "full"]) == 2
+    assert 'merge = true needs an adapter and method = "full" trains every weight' in capsys.readouterr().err
+
+
+def test_a_sweep_over_adapters_of_a_method_that_has_none_is_refused(config, capsys):
+    assert main(["tune", config, "--finetune.method", "full"]) == 2
+    assert 'varies finetune.lora.rank, and finetune.method = "full" has no adapter' in capsys.readouterr().err

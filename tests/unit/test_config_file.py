@@ -50,6 +50,8 @@ def test_overrides_win_over_the_file_and_take_toml_values(minimal):
         (["--judge.pairs", '[["base", "gpt"]]'], "= 'gpt': Input should be 'base', 'teacher' or 'student'"),
         (["--data.documents", "notes.md"], "= 'notes.md': Input should be a valid list"),
         (["--finetune.method", "qlor"], "Input should be 'full', 'lora' or 'qlora'"),
+        (["--finetune.method", "full", "--finetune.lora.dora", "true"], 'lora.dora = true needs an adapter and method = "full"'),
+        (["--finetune.method", "full", "--finetune.lora.plus_ratio", "4"], "lora.plus_ratio = 4.0 needs an adapter"),
         (["--run.name", "a b"], "letters, digits, dot, dash, underscore"),
         (["--run.name", "../a"], "letters, digits, dot, dash, underscore"),
         (["--workers.memory", "16QB"], "'16QB' is not understood"),

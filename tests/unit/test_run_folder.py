@@ -164,3 +164,23 @@ def test_a_storage_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot be written.*\[run\] storage"):
         prepare(run_folder(tmp_path / "file"))
+
+
+def test_the_teacher_is_base_and_adapter_or_a_folder_of_its_own(tmp_path):
+    prepare(run_folder(tmp_path)).finish()
+    adapted = run_folder(tmp_path).model("teacher")
+    assert adapted == ("smollm2-135m-instruct", f"{tmp_path}/r/finetune/adapter")
+    full = {"finetune": {"method": "full"}}
+    assert run_folder(tmp_path, **full).model("teacher") == (f"{tmp_path}/r/finetune/teacher", None)
+    finetune(run_folder(tmp_path, **full)).finish()
+    reader = run_folder(tmp_path, "reader", run={"stages_from": [f"{tmp_path}/r"]})
+    assert reader.config.finetune.method == "lora"
+    assert reader.model("teacher") == (f"{tmp_path}/r/finetune/teacher", None)  # how it was made, not how this run would
+
+
+def test_merging_afterwards_is_no_other_setting(tmp_path):
+    prepare(run_folder(tmp_path)).finish()
+    manifest = finetune(run_folder(tmp_path)).finish()
+    assert finetune(run_folder(tmp_path, finetune={"merge": True})).manifest == manifest
+    with pytest.raises(ConfigChanged, match=r"finetune\.lora\.dora: False -> True"):
+        finetune(run_folder(tmp_path, finetune={"merge": True, "lora": {"dora": True}}))
