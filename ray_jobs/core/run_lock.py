@@ -10,7 +10,6 @@ import _thread
 import contextlib
 import errno
 import fcntl
-import getpass
 import os
 import socket
 import threading
@@ -102,7 +101,7 @@ def _who_this_is() -> dict[str, Any]:
         "machine": _machine(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
-        "user": getpass.getuser(),
+        "user": psutil.Process().username(),
     }
 
 
