@@ -155,14 +155,15 @@ def _write_merged(config: Config, target: Storage) -> None:
 
     from ray_jobs.core.memory import peak_bytes
     from ray_jobs.training.adapters import load_merged
-    from ray_jobs.training.memory import memory_limit
+    from ray_jobs.training.memory import hold_gpu, memory_limit
     from ray_jobs.training.models import choose_dtype, load_tokenizer
 
-    section = config.finetune
+    section, workers = config.finetune, config.workers
     base, adapter = resolve_model(config.teacher.model), target.local("adapter")
-    quantization, device = _quantization(section.model_dump()), config.workers.device
+    quantization, device = _quantization(section.model_dump()), workers.device
     dtype = choose_dtype(section.dtype, device)
-    with memory_limit(config.workers.memory_bytes), tempfile.TemporaryDirectory() as temporary:
+    hold_gpu(device, workers.gpu_memory_bytes)
+    with memory_limit(workers.memory_bytes, gpu_limit_bytes=workers.gpu_memory_bytes), tempfile.TemporaryDirectory() as temporary:
         load_merged(base, adapter, dtype=dtype, quantization=quantization, device=device).save_pretrained(temporary)
         load_tokenizer(base).save_pretrained(temporary)
         target.upload(Path(temporary), MERGED)

@@ -111,7 +111,7 @@ def test_held_out_rows_are_the_first_in_file_order(tiny_config, tiny_model):
     prepare = folder.folder("prepare")
     table = pa.table({"input_ids": [[7, 8]], "labels": [[-100, 8]], "segment_lengths": [[2]]})
     pq.write_table(table, f"{prepare.root}/eval/part--.parquet")
-    work = compress.Work(config, prepare, prepare, prepare, prepare)
+    work = compress.Work(config, folder.model("teacher"), prepare, prepare, prepare)
     segments = compress._held_out(work)
     assert segments[0].input_ids == [7, 8]
     assert len(segments) == 3
