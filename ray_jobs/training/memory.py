@@ -98,9 +98,10 @@ def _host_breach(rank: int, limit_bytes: int, peak: int, plan: JobPlan | None, *
 
 def _gpu_breach(rank: int, limit_bytes: int, reason: str, plan: JobPlan | None) -> str:
     limit = f"the {both_units(limit_bytes)} it may use of its GPU" if limit_bytes else "its GPU has"
+    more = "raise [workers] gpu_memory where the GPU has more, or " if limit_bytes else ""
     return (
         f"worker {rank} needs more memory than {limit} (peak {both_units(gpu_peak_bytes())}; {reason}){_planned(plan)}: "
-        f"{plan.smallest_change if plan else _LESS}"
+        f"{more}{plan.smallest_change if plan else _LESS}"
     )
 
 

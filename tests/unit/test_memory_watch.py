@@ -81,7 +81,10 @@ def test_a_breach_names_the_plan_and_the_smallest_change():
 
 
 def test_a_full_gpu_names_its_limit():
-    with pytest.raises(MemoryLimitExceeded, match=r"than the 16\.00 GiB \(17\.18 GB\) it may use of its GPU .*micro_batch_size = 2"):
+    with pytest.raises(
+        MemoryLimitExceeded,
+        match=r"than the 16\.00 GiB \(17\.18 GB\) it may use of its GPU .*raise \[workers\] gpu_memory .*micro_batch_size = 2",
+    ):
         with memory_limit(2**40, gpu_limit_bytes=2**34, plan=PLAN):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
