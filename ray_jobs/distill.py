@@ -64,13 +64,15 @@ def check(config: Config) -> None:
 
     Raises:
         ConfigError: layers that the teacher does not have, a student with another vocabulary, rows longer than a model's
-            positions, or a tracker that is not installed.
+            positions, a strategy that cannot work with the optimizer, or a tracker that is not installed.
     """
     from ray_jobs.distillation.layers import choose_layers
     from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
+    refuse_pairing(Pairing(config.workers.strategy, config.workers.zero_stage, config.distill.optimizer))
     for name in filter(None, (config.teacher.model, config.student.model)):
         check_context(resolve_model(name), name, config.data.max_length)
     if config.student.model is None:

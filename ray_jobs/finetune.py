@@ -46,16 +46,18 @@ def check(config: Config) -> None:
     """Refuse what the teacher cannot be trained with, before anything starts; loads no weights.
 
     Raises:
-        ConfigError: unknown LoRA targets, a rank larger than a layer, rows longer than the model's positions, DoRA on int8
-            weights on a CPU, or a tracker that is not installed.
+        ConfigError: a strategy that cannot work with the optimizer or the base's storage, unknown LoRA targets, a rank larger
+            than a layer, rows longer than the model's positions, DoRA on int8 weights on a CPU, or a tracker that is not installed.
         ModelError: the teacher cannot be found, is no causal language model, or is quantized already.
     """
     from ray_jobs.training.adapters import check_lora, check_storage
     from ray_jobs.training.models import check_unquantized, skeleton
+    from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
-    section, lora = config.finetune, config.finetune.lora
+    section, lora, workers = config.finetune, config.finetune.lora, config.workers
+    refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, section.quantization.type))
     model = resolve_model(config.teacher.model)
     check_context(model, config.teacher.model, config.data.max_length)
     if section.method != "lora":

@@ -113,12 +113,17 @@ def step_batches(
 
 
 def eval_batches(rows: PackedRows, *, micro_batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """Yield one worker's share of all rows, each row once over all workers; at least one batch, if of nothing."""
+    """Yield one worker's share of all rows, each row once over all workers.
+
+    All workers get equally many micro-batches, because sharded models are gathered by all together; what is missing
+    is filled with rows that count nothing.
+    """
+    share = -(-len(rows) // world_size)
     mine = range(rank, len(rows), world_size)
-    if not mine:
-        yield collate([_nothing_like(rows[0])])
-    for start in range(0, len(mine), micro_batch_size):
-        yield collate([rows[i] for i in mine[start : start + micro_batch_size]])
+    for start in range(0, share, micro_batch_size):
+        real = [rows[i] for i in mine[start : start + micro_batch_size]]
+        missing = min(micro_batch_size, share - start) - len(real)
+        yield collate(real + [_nothing_like(rows[0])] * missing)
 
 
 def collate(rows: list[Row]) -> Batch:

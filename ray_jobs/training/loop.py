@@ -9,35 +9,38 @@ import torch
 from torch import nn
 
 from ray_jobs.core.progress import OnProgress
-from ray_jobs.training.batches import PackedRows, eval_batches, step_rows
+from ray_jobs.training.batches import PackedRows, step_rows
 from ray_jobs.training.checkpoint import Progress
 from ray_jobs.training.losses import Loss
-from ray_jobs.training.metrics import Log, OnLog, Tally
+from ray_jobs.training.metrics import Log, OnLog
 from ray_jobs.training.models import choose_dtype
 from ray_jobs.training.ranks import rank, world_size
 from ray_jobs.training.recipe import Recipe
-from ray_jobs.training.step import Worker, autocast
+from ray_jobs.training.step import Worker, evaluate_with
+from ray_jobs.training.strategies import Strategy, choose_strategy
+from ray_jobs.training.strategies.base import LossModule
 from ray_jobs.training.timing import STEP, CommunicationProbe
 
-Save = Callable[[Path], None]
-"""Writes a checkpoint into an existing folder."""
+Save = Callable[[Path | None], None]
+"""Writes a checkpoint into an existing folder; every rank must call it, and one gives a folder."""
 OnCheckpoint = Callable[[int, Save], None]
-"""Called on every rank with the step and the function that writes the checkpoint (the same state on each rank)."""
+"""Called on every rank with the step and the function that writes the checkpoint."""
 
 
-def train(
+def train(  # noqa: PLR0913 - the whole of a run in one place
     model: nn.Module,
     loss: Loss,
     rows: PackedRows,
     *,
     eval_rows: PackedRows | None,
     recipe: Recipe,
+    strategy: Strategy | None = None,
     resume_from: Path | None = None,
     on_progress: OnProgress | None = None,
     on_log: OnLog | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> Progress:
-    """Train the model in place, and return where it ended.
+    """Train the model in place, and return where it ended: rank 0 has the trained parameters whole, whatever the strategy.
 
     The gradient of a step is that of the loss's mean over the valid tokens of the global batch: the same for any
     number of workers and of micro-batches. Trainable parameters stay in their own type (float32); products are
@@ -46,15 +49,16 @@ def train(
     Args:
         model: trainable parameters require gradients; on its device already.
         eval_rows: held-out rows; none skips evaluation.
-        resume_from: folder of a checkpoint that this function wrote.
+        strategy: how workers share a step; none is whole copies.
+        resume_from: folder of a checkpoint that this function wrote, under any strategy and number of workers.
 
     Raises:
         TrainingFailed: the loss is no longer finite.
     """
     steps = recipe.num_steps(len(rows))
     dtype = choose_dtype(recipe.dtype, next(model.parameters()).device.type)
-    worker = Worker(model, loss, recipe, dtype)
-    progress = Progress() if resume_from is None else worker.load(resume_from)
+    worker = Worker(model, loss, recipe, strategy or choose_strategy(), dtype, resume_from)
+    progress = worker.progress
     probe = CommunicationProbe(world_size=world_size(), first_step=progress.step)
     log = Log(
         progress,
@@ -65,7 +69,7 @@ def train(
         on_log=on_log if rank() == 0 else None,
     )
     if eval_rows is not None and progress.eval_before is None:
-        progress.eval_before = evaluate(model, loss, eval_rows, micro_batch_size=recipe.micro_batch_size, dtype=dtype)
+        progress.eval_before = worker.evaluate(eval_rows)
         log.add_evaluation(progress.eval_before)
     for step in range(progress.step, steps):
         started = time.perf_counter()
@@ -74,29 +78,21 @@ def train(
         chosen = step_rows(len(rows), step=step, seed=recipe.seed, global_batch_size=recipe.global_batch_size)
         log.add_step(figures, tokens=rows.num_tokens(chosen), seconds=time.perf_counter() - started)
         if eval_rows is not None and (step + 1 == steps or _due(step + 1, recipe.eval_every_steps)):
-            progress.eval_after = evaluate(model, loss, eval_rows, micro_batch_size=recipe.micro_batch_size, dtype=dtype)
+            progress.eval_after = worker.evaluate(eval_rows)
             log.add_evaluation(progress.eval_after)
         if on_checkpoint and (step + 1 == steps or _due(step + 1, recipe.checkpoint_every_steps)):
-            on_checkpoint(step + 1, lambda folder: worker.save(folder, progress))
+            on_checkpoint(step + 1, worker.save)
         if on_progress and rank() == 0:
             on_progress(step + 1, steps, log.note)
+    worker.finish()
     return progress
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, loss: Loss, rows: PackedRows, *, micro_batch_size: int = 2, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """Return the loss in nats per valid token over all rows: `loss`, `terms`, `tokens`; every worker must call it."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    tally = Tally()
-    for batch in eval_batches(rows, micro_batch_size=micro_batch_size, rank=rank(), world_size=world_size()):
-        with autocast(device, dtype):
-            tally.add(loss(model, batch.to(device)), batch)
-    model.train(was_training)
-    return tally.over_ranks(device)
+    """Return a whole model's loss in nats per valid token over all rows: `loss`, `terms`, `label_tokens`; every worker must call it."""
+    return evaluate_with(LossModule(model, loss, dtype), model, rows, micro_batch_size=micro_batch_size)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,6 +1,6 @@
 """The optimizer of a run: AdamW with float32 or 8-bit moments, LoRA+ learning rates, and its state as plain tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -64,37 +64,32 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group[RATIO]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as tensors by "PARAMETER.NAME", on the CPU; the rest is made anew by `build_optimizer`."""
-    return {
-        f"{index}.{key}": torch.as_tensor(value).cpu().contiguous()
-        for index, _, _, parameter in _parameters(optimizer)
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if key not in _CONSTANT
-    }
+def parameter_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Return the optimizer's state of a parameter as tensors, where they lie; the rest is made anew by `build_optimizer`."""
+    state = optimizer.state.get(parameter, {})
+    return {key: torch.as_tensor(value) for key, value in state.items() if key not in _CONSTANT}
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned for the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
+def load_parameter_states(optimizer: Any, states: Iterable[tuple[nn.Parameter, dict[str, Tensor]]]) -> None:
+    """Put back what `parameter_state` returned for each parameter."""
+    places = {id(parameter): (index, group, position) for index, group, position, parameter in _parameters(optimizer)}
     if hasattr(optimizer, "init_state"):
-        _fill_bitsandbytes(optimizer, state)
+        for parameter, state in states:
+            _fill_bitsandbytes(optimizer, parameter, places[id(parameter)][1:], state)
     else:
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        indexed = {places[id(parameter)][0]: state for parameter, state in states if state}
+        optimizer.load_state_dict({"state": indexed, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _fill_bitsandbytes(optimizer: Any, state: dict[int, dict[str, Tensor]]) -> None:
+def _fill_bitsandbytes(optimizer: Any, parameter: nn.Parameter, place: tuple[int, int], state: dict[str, Tensor]) -> None:
     # bitsandbytes' own load_state_dict would leave paged moments as plain GPU memory
-    for index, group, position, parameter in _parameters(optimizer):
-        if index in state:
-            optimizer.init_state(optimizer.param_groups[group], parameter, group, position)
-            places = optimizer.state[parameter]
-            places["step"] = int(state[index].pop("step"))
-            for key, value in state[index].items():
-                places[key].copy_(value)
+    group, position = place
+    optimizer.init_state(optimizer.param_groups[group], parameter, group, position)
+    for key, value in state.items():
+        if key == "step":
+            optimizer.state[parameter][key] = int(value)
+        else:
+            optimizer.state[parameter][key].copy_(value)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, int, int, nn.Parameter]]:

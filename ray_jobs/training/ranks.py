@@ -11,6 +11,12 @@ def _active() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def ensure_group(device: torch.device) -> None:
+    """Make a process group of this process alone where there is none: sharded strategies need one."""
+    if not _active():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
 def rank() -> int:
     """Return this worker's number, from 0."""
     return dist.get_rank() if _active() else 0

@@ -119,12 +119,14 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
     from ray_jobs.training.loop import train
     from ray_jobs.training.memory import hold_gpu
     from ray_jobs.training.ranks import gather, rank
+    from ray_jobs.training.strategies import choose_strategy
 
     torch.set_num_threads(max(1, int(workers.cpus)))
     torch.manual_seed(job.recipe.seed)
     device = str(get_device())
     hold_gpu(device, workers.gpu_memory_bytes)
     model, loss = job.build(device)
+    counts = _counts(model)  # before a strategy cuts it into pieces
     with _last_checkpoint(job.storage.sub(CHECKPOINTS)) as folder, _open_log(job) as on_log:
         if rank() == 0:  # a new checkpoint is written before an old one is deleted
             require_room(job.storage, model, num_checkpoints=1 if folder else keep_checkpoints + 1)
@@ -134,6 +136,7 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
             PackedRows(job.rows.local("train")),
             eval_rows=PackedRows(job.rows.local("eval")) if job.evaluate else None,
             recipe=job.recipe,
+            strategy=choose_strategy(workers.strategy, zero_stage=workers.zero_stage, offload=workers.offload),
             resume_from=folder,
             on_progress=on_progress,
             on_log=on_log,
@@ -146,10 +149,10 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
         with tempfile.TemporaryDirectory() as temporary:
             job.export(model, Path(temporary))
             job.storage.upload(Path(temporary), job.export_name)
-        job.storage.write_json(RESULT, {**_result(model, progress, peak), "memory": _memory(job, workers)})
+        job.storage.write_json(RESULT, {**_result(progress, peak), **counts, "memory": _memory(job, workers)})
 
 
-def _result(model: Any, progress: Any, peak: list[dict[str, int]]) -> dict[str, Any]:
+def _result(progress: Any, peak: list[dict[str, int]]) -> dict[str, Any]:
     return {
         "eval_before": progress.eval_before,
         "eval_after": progress.eval_after,
@@ -158,8 +161,6 @@ def _result(model: Any, progress: Any, peak: list[dict[str, int]]) -> dict[str, 
         "train_seconds": round(progress.seconds, 3),
         "peak_bytes": [each["host_peak_bytes"] for each in peak],
         "gpu_peak_bytes": [each["gpu_peak_bytes"] for each in peak],
-        "trainable_parameters": model.num_parameters(only_trainable=True),
-        "total_parameters": model.num_parameters(),
     }
 
 
@@ -170,6 +171,10 @@ def _memory(job: TrainingJob, workers: Workers) -> dict[str, dict[str, int | Non
     host = {"limit_bytes": workers.memory_bytes, "predicted_bytes": plan.host_total if plan and on_gpu else predicted}
     gpu = {"gpu": {"limit_bytes": workers.gpu_memory_bytes, "predicted_bytes": predicted}} if on_gpu else {}
     return {"host": host, **gpu}
+
+
+def _counts(model: Any) -> dict[str, int]:
+    return {"trainable_parameters": model.num_parameters(only_trainable=True), "total_parameters": model.num_parameters()}
 
 
 @contextlib.contextmanager
@@ -187,13 +192,14 @@ def _last_checkpoint(checkpoints: Storage) -> Iterator[Path | None]:
     yield None if sealed is None else local_folder(sealed.uri)
 
 
-def _report(storage: Storage, step: int, save: Callable[[Path], None]) -> None:
-    """Give Ray Train a checkpoint; it counts once every worker has reported."""
+def _report(storage: Storage, step: int, save: Callable[[Path | None], None]) -> None:
+    """Give Ray Train a checkpoint, which all workers gather and one writes; it counts once every worker has reported."""
     import ray.train
 
     from ray_jobs.training.sealed import seal
 
     if ray.train.get_context().get_world_rank() != 0:
+        save(None)
         ray.train.report({"step": step})
         return
     name = f"step-{step:06d}"

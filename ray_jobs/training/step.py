@@ -1,61 +1,55 @@
-"""One worker's optimizer step: forward and backward over its micro-batches, clip, update."""
+"""One worker's optimizer step: forward and backward over its micro-batches, clip, update; how workers share it is a strategy's business."""
 
-import contextlib
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 
 from ray_jobs.core.errors import TrainingFailed
-from ray_jobs.training.batches import Batch, PackedRows, step_batches
-from ray_jobs.training.checkpoint import Progress, load_checkpoint, save_checkpoint, trainable
-from ray_jobs.training.losses import Loss, LossSums
+from ray_jobs.training.batches import Batch, PackedRows, eval_batches, step_batches
+from ray_jobs.training.checkpoint import Checkpoint, Progress, TensorFiles, put_tensors, save_checkpoint
+from ray_jobs.training.losses import Loss
 from ray_jobs.training.metrics import Tally
-from ray_jobs.training.optimizers import build_optimizer, set_learning_rate
+from ray_jobs.training.optimizers import build_optimizer
 from ray_jobs.training.ranks import rank, sum_over_ranks, world_size
 from ray_jobs.training.recipe import Recipe
+from ray_jobs.training.strategies.base import LossModule, Strategy
 from ray_jobs.training.timing import Clock
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which matrix products are computed in `dtype`; parameters keep their own."""
-    return torch.autocast(device.type, dtype) if dtype is not torch.float32 else contextlib.nullcontext()
-
-
 class Worker:
-    """A model with its optimizer, on one worker of `world_size`."""
+    """A model with its optimizer, on one worker of `world_size`.
 
-    def __init__(self, model: nn.Module, loss: Loss, recipe: Recipe, dtype: torch.dtype):
-        self._model, self._recipe, self._dtype = model, recipe, dtype
+    Args:
+        model: equal on all workers, on its device.
+        strategy: how workers share a step; serves one run.
+        dtype: of matrix products.
+        resume_from: folder of a checkpoint, of any strategy and number of workers.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, recipe: Recipe, strategy: Strategy, dtype: torch.dtype, resume_from: Path | None):
+        self._model, self._recipe, self._strategy = model, recipe, strategy
         self._device = next(model.parameters()).device
         self.clock = Clock(self._device)
-        self._parameters = list(trainable(model).values())
-        self._optimizer = build_optimizer(
-            model,
-            name=recipe.optimizer,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            plus_ratio=recipe.plus_ratio,
-        )
-        self._scaler = GradScaler(self._device.type, enabled=dtype is torch.float16)
+        self.progress = Progress()
+        checkpoint = None if resume_from is None else Checkpoint(resume_from)
+        if checkpoint is not None:
+            checkpoint.put_weights(model)
         if recipe.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        self._forward: Any = _Forward(model, loss)
-        if world_size() > 1:
-            self._forward = DistributedDataParallel(self._forward, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        strategy.prepare(LossModule(model, loss, dtype), self._build_optimizer, dtype=dtype, max_grad_norm=recipe.max_grad_norm)
+        if checkpoint is not None:
+            self.progress = checkpoint.progress
+            strategy.load_optimizer_state(checkpoint.optimizer_state())
+            strategy.load_scaler_state(checkpoint.scaler)
 
-    def load(self, folder: Path) -> Progress:
-        """Go on from a checkpoint."""
-        return load_checkpoint(folder, self._model, self._optimizer, self._scaler)
-
-    def save(self, folder: Path, progress: Progress) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(folder, self._model, self._optimizer, self._scaler, progress)
+    def save(self, folder: Path | None) -> None:
+        """Write a checkpoint; every worker must call it, and one gives a folder."""
+        save_checkpoint(folder, self._strategy, self.progress)
 
     def step(self, rows: PackedRows, step: int, *, learning_rate: float) -> dict[str, Any]:
         """Do one optimizer step, and return its figures over all workers.
@@ -81,35 +75,54 @@ class Worker:
                 f"the loss is {figures['loss']} at step {step + 1}: lower learning_rate ({recipe.learning_rate}) or use dtype float32"
             )
         with self.clock("optimizer"):
-            norm = self._update(learning_rate)
+            norm = self._strategy.update(learning_rate)
         return {**figures, "learning_rate": learning_rate, "grad_norm": norm}
+
+    def evaluate(self, rows: PackedRows) -> dict[str, Any]:
+        """Return the loss in nats per valid token over all rows: `loss`, `terms`, `label_tokens`."""
+        figures = evaluate_with(self._strategy.forward, self._model, rows, micro_batch_size=self._recipe.micro_batch_size)
+        self._strategy.after_evaluation()
+        return figures
+
+    def finish(self) -> None:
+        """Leave the model on worker 0 with its trained parameters whole; elsewhere they may stay in pieces."""
+        if self._strategy.in_pieces:
+            self._make_whole()
+        self._strategy.release()
+
+    def _make_whole(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            files = TensorFiles(Path(folder) if rank() == 0 else None, "trained")
+            for name, tensor in self._strategy.weights():
+                files.add(name, tensor)
+            files.flush()
+            if rank() == 0:
+                put_tensors(self._model, files)
 
     def _backward(self, batches: list[Batch]) -> Tally:
         self._model.train()
         tally = Tally()
         num_valid = sum_over_ranks([float(sum(batch.num_valid for batch in batches))], self._device)[0]
-        # DistributedDataParallel takes the mean over workers, where the loss wants the sum
+        # strategies take the mean over workers, where the loss wants the sum
         scale = world_size() / max(num_valid, 1.0)
         for index, batch in enumerate(batches):
-            with self._synchronised(index == len(batches) - 1):
-                with self.clock("forward"), autocast(self._device, self._dtype):
-                    sums = self._forward(batch.to(self._device))
-                with self.clock("backward"):
-                    self._scaler.scale(sums.total * scale).backward()
+            last = index == len(batches) - 1
+            with self.clock("forward"):
+                sums = self._strategy.forward(batch.to(self._device), last=last)
+            with self.clock("backward"):
+                self._strategy.backward(sums.total * scale, last=last)
             tally.add(sums, batch)
         return tally
 
-    def _update(self, learning_rate: float) -> float:
-        set_learning_rate(self._optimizer, learning_rate)
-        self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.max_grad_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
-
-    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        return self._forward.no_sync() if world_size() > 1 and not last else contextlib.nullcontext()
+    def _build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        recipe = self._recipe
+        return build_optimizer(
+            model,
+            name=recipe.optimizer,
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            plus_ratio=recipe.plus_ratio,
+        )
 
     def _seed(self, step: int) -> None:
         # dropout of a step is a function of (seed, step, rank), so a resumed run draws what it would have drawn
@@ -117,13 +130,19 @@ class Worker:
         torch.manual_seed(int(state[0]) % 2**63)
 
 
-class _Forward(nn.Module):
-    """The loss as a module's forward, so that DistributedDataParallel sees the whole of it."""
+@torch.no_grad()
+def evaluate_with(forward: Any, model: nn.Module, rows: PackedRows, *, micro_batch_size: int) -> dict[str, Any]:
+    """Return the loss in nats per valid token over all rows; every worker must call it.
 
-    def __init__(self, model: nn.Module, loss: Loss):
-        super().__init__()
-        self.model = model
-        self._loss = (loss,)  # in a tuple: a loss that is a module (with a teacher in it) is not part of what is trained
-
-    def forward(self, batch: Batch) -> LossSums:
-        return self._loss[0](self.model, batch)
+    Args:
+        forward: from a micro-batch on the model's device to its LossSums.
+        model: goes into eval mode, and back.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    tally = Tally()
+    for batch in eval_batches(rows, micro_batch_size=micro_batch_size, rank=rank(), world_size=world_size()):
+        tally.add(forward(batch.to(device)), batch)
+    model.train(was_training)
+    return tally.over_ranks(device)

@@ -95,7 +95,7 @@ def tear_what_the_driver_left(checkpoints):
     whole = checkpoints.local(newest)
     torn = whole.with_name("step-000099")
     shutil.copytree(whole, torn)
-    weights = torn / "trainable.safetensors"
+    weights = torn / "trainable-00001.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     register = checkpoints.local("checkpoint_manager_snapshot.json")
     register.write_bytes(register.read_bytes()[:-10])

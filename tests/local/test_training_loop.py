@@ -170,7 +170,11 @@ def test_a_resumed_run_ends_in_the_very_same_weights_and_log(tiny_model, rows, t
             recipe=recipe(eval_every_steps=3),
             on_checkpoint=keep_checkpoints(tmp_path, die_at=4),
         )
-    assert {file.name for file in (tmp_path / "step-4").iterdir()} == {"trainable.safetensors", "optimizer.safetensors", "progress.json"}
+    assert {file.name for file in (tmp_path / "step-4").iterdir()} == {
+        "trainable-00001.safetensors",
+        "optimizer-00001.safetensors",
+        "progress.json",
+    }
     resumed = adapted(tiny_model, dropout=dropout)
     progress = run(resumed, rows, recipe=recipe(eval_every_steps=3), resume_from=tmp_path / "step-4")
     assert_same_weights(resumed, undisturbed, rtol=0, atol=0)
