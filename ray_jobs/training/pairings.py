@@ -40,7 +40,7 @@ def refuse_pairing(pairing: Pairing) -> None:
         )
     if pairing.shards_parameters and pairing.method == "qlora" and pairing.storage == "int8":
         raise ConfigError(
-            f'[workers] {pairing.shards} cannot work with quantization.type = "int8": bitsandbytes keeps the scales of int8 weights '
-            'on the weight itself, and a gathered weight has none; use quantization.type = "nf4", strategy = "ddp", '
-            'or strategy = "deepspeed" with zero_stage = 2'
+            f'[workers] {pairing.shards} cannot work with quantization.type = "int8": bitsandbytes keeps int8 weights and their scales '
+            "on the weight object beside what is cut, so FSDP2 loses them, and ZeRO 3 leaves a whole copy on each worker; use "
+            'quantization.type = "nf4", strategy = "ddp", or strategy = "deepspeed" with zero_stage = 2'
         )

@@ -21,7 +21,7 @@ def test_eight_bit_moments_cannot_be_sharded(sharded, optimizer):
 
 @pytest.mark.parametrize(("strategy", "zero_stage"), [("fsdp", 2), ("deepspeed", 3)])
 def test_an_int8_base_cannot_be_sharded(strategy, zero_stage):
-    with pytest.raises(ConfigError, match=r"scales of int8 weights .* zero_stage = 2"):
+    with pytest.raises(ConfigError, match=r"int8 weights and their scales .* zero_stage = 2"):
         refuse_pairing(Pairing(strategy=strategy, zero_stage=zero_stage, method="qlora", storage="int8"))
 
 
