@@ -9,6 +9,7 @@ from ray_jobs.core.config import Config
 from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import say
 from ray_jobs.core.run_folder import ModelSource, RunFolder
+from ray_jobs.training.job_plan import JobPlan
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -22,12 +23,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     folder = RunFolder(config)
     prepared = folder.finished("prepare")
     folder.finished("finetune")
+    plan = None
     if force or not folder.folder("distill").exists("manifest.json"):
-        check(config)
+        plan = check(config)
     stage = folder.stage("distill", sections=["teacher", "student", "distill"], after=["prepare", "finetune"], force=force)
     if stage.manifest:
         say("distill: done already")
         return stage.manifest
+    from ray_jobs.training.fit_check import against_measured
     from ray_jobs.training.optimizers import describe_optimizer
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
@@ -46,6 +49,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         recipe=Recipe.of(section.model_dump(), seed=config.run.seed),
         trackers=tuple(config.run.trackers),
         title=f"{config.run.name}/distill",
+        plan=plan,
     )
     with connect():
         result = fit(
@@ -55,16 +59,17 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             keep_checkpoints=section.keep_checkpoints,
             label="distill",
         )
-    facts = {**_facts(result, config.teacher.model), "optimizer": optimizer}
+    facts = {**_facts(result, config.teacher.model), "optimizer": optimizer, "memory_plan": against_measured(plan, result)}
     return stage.finish(**facts, headline=_headline(facts), next="raystill answer CONFIG")
 
 
-def check(config: Config) -> None:
-    """Refuse a student that cannot be, before anything starts; loads no weights.
+def check(config: Config) -> JobPlan:
+    """Refuse a student that cannot be, before anything starts, and return the memory plan; loads no weights.
 
     Raises:
         ConfigError: layers that the teacher does not have, a student with another vocabulary, rows longer than a model's
-            positions, a strategy that cannot work with the optimizer, or a tracker that is not installed.
+            positions, a strategy that cannot work with the optimizer, a tracker that is not installed, or more memory than
+            a worker has (the table is then on stderr).
     """
     from ray_jobs.distillation.layers import choose_layers
     from ray_jobs.training.architecture import find_architecture
@@ -77,12 +82,25 @@ def check(config: Config) -> None:
         check_context(resolve_model(name), name, config.data.max_length)
     if config.student.model is None:
         choose_layers(find_architecture(config.teacher.model).config.num_hidden_layers, config.student.layers)
-        return
+        return _memory_plan(config)
     from ray_jobs.distillation.student import check_vocabulary
     from ray_jobs.training.models import load_tokenizer
 
     student, teacher = (load_tokenizer(resolve_model(name)).get_vocab() for name in (config.student.model, config.teacher.model))
     check_vocabulary(student, teacher)
+    return _memory_plan(config)
+
+
+def _memory_plan(config: Config) -> JobPlan:
+    from ray_jobs.distillation.student import student_settings
+    from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.fit_check import check_fits, limits_of, request_of
+
+    teacher, named = find_architecture(config.teacher.model), config.student.model
+    student = find_architecture(named).settings if named else student_settings(teacher.config, config.student.layers)
+    section = config.distill.model_dump()
+    request = request_of(section, settings=teacher.settings, length=config.data.max_length, workers=config.workers, student=student)
+    return check_fits(request, limits_of(config.workers))
 
 
 def _build(config: Config, source: ModelSource, device: str) -> tuple[Any, Any]:
@@ -151,5 +169,6 @@ def _headline(facts: dict[str, Any]) -> list[str]:
     rate = facts["counts"]["tokens"] / max(facts["train_seconds"], 1e-9)
     return [
         f"distill: {shown}, {size['student'] / 1e6:.1f} M of {size['teacher'] / 1e6:.1f} M parameters ({share:.0%}), "
-        f"{facts['counts']['steps']} steps, {rate:.0f} tokens/s, peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker"
+        f"{facts['counts']['steps']} steps, {rate:.0f} tokens/s, peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker",
+        *filter(None, [facts["memory_plan"].get("line")]),
     ]

@@ -12,6 +12,7 @@ from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.run_lock import RunLock
 from ray_jobs.core.storage import Storage
 from ray_jobs.core.tasks import start_task, task_results
+from ray_jobs.training.job_plan import JobPlan
 
 EXPORTS = {"full": "teacher", "lora": "adapter", "qlora": "adapter"}
 """What each method leaves in the stage's folder: a plain model folder, or an adapter in PEFT's format."""
@@ -30,24 +31,27 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """
     folder = RunFolder(config)
     prepared = folder.finished("prepare")
+    plan = None
     if force or not folder.folder("finetune").exists("manifest.json"):
-        check(config)
+        plan = check(config)
     stage = folder.stage("finetune", sections=["teacher", "finetune"], after=["prepare"], force=force)
     if stage.manifest:
         say("finetune: done already")
     else:
-        result = _train(config, stage.folder, folder.folder("prepare"), prepared["counts"])
-        stage.finish(**_facts(config, result), headline=_headline(config, result), next="raystill distill CONFIG")
+        result = _train(config, stage.folder, folder.folder("prepare"), prepared["counts"], plan)
+        facts = _facts(config, result, plan)
+        stage.finish(**facts, headline=_headline(result, facts), next="raystill distill CONFIG")
     manifest = stage.manifest
     return _with_merged(manifest, _merge(config, folder)) if config.finetune.merge else manifest
 
 
-def check(config: Config) -> None:
-    """Refuse what the teacher cannot be trained with, before anything starts; loads no weights.
+def check(config: Config) -> JobPlan:
+    """Refuse what the teacher cannot be trained with, before anything starts, and return the plan; loads no weights.
 
     Raises:
         ConfigError: a strategy that cannot work with the optimizer or the base's storage, unknown LoRA targets, a rank larger
-            than a layer, rows longer than the model's positions, DoRA on int8 weights on a CPU, or a tracker that is not installed.
+            than a layer, rows longer than the model's positions, DoRA on int8 weights on a CPU, a tracker that is not installed, or
+            more memory than a worker has (the table is then on stderr).
         ModelError: the teacher cannot be found, is no causal language model, or is quantized already.
     """
     from ray_jobs.training.adapters import check_lora, check_storage
@@ -66,9 +70,20 @@ def check(config: Config) -> None:
         check_storage(section.quantization.type, dora=lora.dora, device=config.workers.device)
     if section.method != "full":
         check_lora(skeleton(model), rank=lora.rank, targets=lora.targets)
+    return _memory_plan(config)
 
 
-def _train(config: Config, target: Storage, rows: Storage, counts: dict[str, Any]) -> dict[str, Any]:
+def _memory_plan(config: Config) -> JobPlan:
+    from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.fit_check import check_fits, limits_of, request_of
+
+    settings = find_architecture(config.teacher.model).settings
+    section = config.finetune.model_dump()
+    request = request_of(section, settings=settings, length=config.data.max_length, workers=config.workers)
+    return check_fits(request, limits_of(config.workers))
+
+
+def _train(config: Config, target: Storage, rows: Storage, counts: dict[str, Any], plan: JobPlan | None) -> dict[str, Any]:
     from ray_jobs.training.optimizers import describe_optimizer
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
@@ -86,6 +101,7 @@ def _train(config: Config, target: Storage, rows: Storage, counts: dict[str, Any
         recipe=Recipe.of(section.model_dump(), seed=config.run.seed),
         trackers=tuple(config.run.trackers),
         title=f"{config.run.name}/finetune",
+        plan=plan,
     )
     with connect():
         return fit(
@@ -181,7 +197,8 @@ def _with_merged(manifest: dict[str, Any], facts: dict[str, Any]) -> dict[str, A
     return {**manifest, "merged": facts, "headline": [*manifest["headline"], line]}
 
 
-def _facts(config: Config, result: dict[str, Any]) -> dict[str, Any]:
+def _facts(config: Config, result: dict[str, Any], plan: JobPlan | None) -> dict[str, Any]:
+    from ray_jobs.training.fit_check import against_measured
     from ray_jobs.training.optimizers import describe_optimizer
 
     before, after = (result[key] and result[key]["loss"] for key in ("eval_before", "eval_after"))
@@ -194,14 +211,15 @@ def _facts(config: Config, result: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": result["peak_bytes"],
         "gpu_peak_bytes": result["gpu_peak_bytes"],
         "memory": result["memory"],
+        "memory_plan": against_measured(plan, result),
     }
 
 
-def _headline(config: Config, result: dict[str, Any]) -> list[str]:
-    facts = _facts(config, result)
+def _headline(result: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     peak = max(result["peak_bytes"]) / 2**30
     losses = (
         "" if facts["eval"]["base_nats"] is None else "held-out loss {base_nats:.3f} -> {teacher_nats:.3f} nats, ".format(**facts["eval"])
     )
     rate = result["tokens"] / max(result["train_seconds"], 1e-9)
-    return [f"finetune: {losses}{result['steps']} steps, {result['tokens']} tokens, {rate:.0f} tokens/s, peak {peak:.2f} GiB a worker"]
+    trained = f"finetune: {losses}{result['steps']} steps, {result['tokens']} tokens, {rate:.0f} tokens/s, peak {peak:.2f} GiB a worker"
+    return [trained, *filter(None, [facts["memory_plan"].get("line")])]

@@ -1,144 +1,181 @@
-"""What will it cost? Memory per worker of each method against the limit, from the model's config alone: no Ray, no weights."""
+"""What will it cost? Memory per worker of each method and strategy, time and disk, from the model's config alone: no Ray, no weights."""
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.core.config import Config, parse_bytes
+from ray_jobs.core.config import Config, DistillSection, FinetuneSection
+from ray_jobs.core.errors import StageMissing
+from ray_jobs.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from ray_jobs.training.alternatives import Limits
     from ray_jobs.training.architecture import Architecture
-    from ray_jobs.training.memory_plan import Memory, Work
+    from ray_jobs.training.memory_plan import Memory, Request
+    from ray_jobs.training.run_estimate import Estimate
 
 GB = 10**9
-_COLUMNS = ("weights", "constants", "teacher", "adapter", "gradients", "optimizer", "activations", "logits", "overhead")
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
-    """Return the memory of base, LoRA, QLoRA and distillation for one worker, and whether each fits.
+    """Return the memory of each way to train for one worker, whether it fits, and what the configured jobs take.
 
-    A worker with a GPU is held to `[workers] gpu_memory`, one without to `[workers] memory`.
+    A worker with a GPU is held to `[workers] gpu_memory` there and to `memory` on the host, one without to `memory`.
 
     Raises:
         ModelError: no config.json under the model's name.
         ConfigError: student layers, LoRA targets or a rank that the model cannot have.
     """
+    from ray_jobs.training.alternatives import methods, over_workers, smallest_change
     from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.fit_check import limits_of
+    from ray_jobs.training.memory_plan import predict
+    from ray_jobs.training.plan_table import row_of
 
     del force  # nothing is kept
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    teacher = find_architecture(config.teacher.model)
-    limit = parse_bytes(getattr(config.workers, _limit_field(config)))
-    plans, configured = _plans(config, teacher)
-    rows = [{"job": job, **plan._asdict(), "total": plan.total, "fits": plan.total <= limit} for job, plan in plans]
+    teacher, limits = find_architecture(config.teacher.model), limits_of(config.workers)
+    jobs = {"finetune": _finetune(config, teacher), "distill": _distill(config, teacher)}
+    rows = [row_of("base", memory, limits) for memory in _bases(config, teacher)]
+    planned = {request.name: request for request in [*methods(jobs["finetune"]), jobs["finetune"]]}
+    rows += [row_of("finetune", predict(request), limits) for request in planned.values()]
+    rows.append(row_of("distill", predict(jobs["distill"]), limits))
     first = next((row["method"] for row in rows if row["job"] == "finetune" and row["fits"]), None)
-    return {
+    whole = jobs["finetune"]._replace(method="full")
+    tables = {request.name: over_workers(request, limits) for request in (whole, jobs["finetune"])}
+    chosen = {job: next(row for row in rows if row["job"] == job and row["method"] == request.name) for job, request in jobs.items()}
+    estimates = {job: _estimate(config, job, request) for job, request in jobs.items()}
+    facts = {job: _facts(request, limits, estimates[job]) for job, request in jobs.items()}
+    changes = {job: smallest_change(request, limits) for job, request in jobs.items()}
+    summary = {
         "stage": "plan",
         "model": config.teacher.model,
         "architecture": teacher.source,
-        "limit_bytes": limit,
-        "configured": configured,
+        "limit_bytes": limits.limit,
+        "host_limit_bytes": limits.host,
+        "configured": jobs["finetune"].name,
         "first_that_fits": first,
         "rows": rows,
-        "headline": [
-            *_introduction(config, teacher.source, limit),
-            "",
-            *_table(rows, first),
-            "",
-            *_verdict(config, rows, configured, first),
-        ],
-        "next": _next(rows, configured),
+        "over_workers": {name: _over_workers(table) for name, table in tables.items()},
+        **{job: {**found, "fits": chosen[job]["fits"], "smallest_change": changes[job]} for job, found in facts.items()},
+    }
+    lines = [*_introduction(config, teacher.source, limits), "", *_tables(rows, tables, limits, summary), ""]
+    return {**summary, "headline": lines + _verdicts(summary, chosen, estimates), "next": _next(summary)}
+
+
+def _finetune(config: Config, teacher: "Architecture") -> "Request":
+    from ray_jobs.training.fit_check import request_of
+
+    section = config.finetune.model_dump()
+    return request_of(section, settings=teacher.settings, length=config.data.max_length, workers=config.workers)
+
+
+def _distill(config: Config, teacher: "Architecture") -> "Request":
+    from ray_jobs.distillation.student import student_settings
+    from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.fit_check import request_of
+
+    named = config.student.model
+    student = find_architecture(named).settings if named else student_settings(teacher.config, config.student.layers)
+    section = config.distill.model_dump()
+    return request_of(section, settings=teacher.settings, length=config.data.max_length, workers=config.workers, student=student)
+
+
+def _bases(config: Config, teacher: "Architecture") -> list["Memory"]:
+    import torch
+
+    from ray_jobs.training.memory_plan import plan_base
+
+    return [plan_base(teacher.settings, dtype=dtype, device=config.workers.device) for dtype in (torch.float32, torch.float16)]
+
+
+def _facts(request: "Request", limits: "Limits", estimate: "Estimate") -> dict[str, Any]:
+    """Return what a configured job takes beside memory, and the most that would fit."""
+    from ray_jobs.training.largest import largest_batch, largest_length
+
+    return {
+        "largest_micro_batch_size": largest_batch(request, limits.limit),
+        "largest_max_length": largest_length(request, limits.limit),
+        **estimate.facts,
     }
 
 
-def _plans(config: Config, teacher: "Architecture") -> tuple[list[tuple[str, "Memory"]], str]:
-    """Return (job, plan) for each method, and the name of the one that the config asks finetune for."""
-    import torch
+def _estimate(config: Config, job: str, request: "Request") -> "Estimate":
+    from ray_jobs.training.recipe import Recipe
+    from ray_jobs.training.run_estimate import Rate, estimate, measured_rate
 
-    from ray_jobs.training.memory_plan import Lora, plan_base, plan_lora
-    from ray_jobs.training.models import Quantization
-
-    section, settings = config.finetune, teacher.settings
-    lora = Lora(section.lora.rank, section.lora.targets)
-    work = _work(config, section)
-    plain = [Quantization(section.quantization.type, double_quantization=dq) for dq in (False, True)]
-    base = [plan_base(settings, dtype=dtype, device=work.device) for dtype in (torch.float32, torch.float16)]
-    adapted = [plan_lora(settings, lora=lora, work=work, quantization=q) for q in (None, *plain)]
-    configured = adapted[0 if section.method == "lora" else 1 + section.quantization.double_quantization]
-    plans = [("base", plan) for plan in base] + [("finetune", plan) for plan in adapted]
-    return [*plans, ("distill", _distillation(config, teacher))], configured.method
-
-
-def _distillation(config: Config, teacher: "Architecture") -> "Memory":
-    from ray_jobs.distillation.layers import choose_layers
-    from ray_jobs.distillation.student import shrink_config
-    from ray_jobs.training.architecture import find_architecture
-    from ray_jobs.training.memory_plan import plan_distill
-
-    if config.student.model:
-        student = find_architecture(config.student.model).settings
-    else:
-        student = shrink_config(teacher.config, choose_layers(teacher.config.num_hidden_layers, config.student.layers)).to_dict()
-    return plan_distill(teacher.settings, student, work=_work(config, config.distill))
+    section: FinetuneSection | DistillSection = getattr(config, job)
+    folder, workers = RunFolder(config), config.workers.min_workers
+    prepared, before = (_manifest(folder, stage) for stage in ("prepare", job))
+    given = Rate(section.tokens_per_s, "as given") if section.tokens_per_s else measured_rate(before, workers)
+    return estimate(
+        request,
+        Recipe.of(section.model_dump(), seed=config.run.seed),
+        num_rows=prepared["counts"]["train_rows"] if prepared else None,
+        rate=given,
+        keep_checkpoints=section.keep_checkpoints,
+        export_dtype_bytes=request.work.dtype.itemsize if request.method == "full" else 4,
+    )
 
 
-def _work(config: Config, section: Any) -> "Work":
-    import torch
-
-    from ray_jobs.training.memory_plan import Work
-    from ray_jobs.training.models import choose_dtype
-
-    device = config.workers.device
-    # Which GPU a worker will get is not known here; both types that auto may choose there have 16 bits.
-    dtype = torch.bfloat16 if device == "cuda" and section.dtype == "auto" else choose_dtype(section.dtype)
-    return Work(section.micro_batch_size, config.data.max_length, dtype, section.gradient_checkpointing, device)
+def _manifest(folder: RunFolder, stage: str) -> dict[str, Any] | None:
+    try:
+        return folder.finished(stage)
+    except StageMissing:
+        return None
 
 
-def _limit_field(config: Config) -> str:
-    return "gpu_memory" if config.workers.gpus > 0 else "memory"
+def _over_workers(table: list[Any]) -> list[dict[str, Any]]:
+    from ray_jobs.training.alternatives import WORKER_COUNTS
 
-
-def _introduction(config: Config, source: str, limit: int) -> list[str]:
-    section = config.finetune
-    worker = f"{'GPU' if config.workers.gpus > 0 else 'CPU'} worker of {getattr(config.workers, _limit_field(config))}"
     return [
-        f"plan: {config.teacher.model} (architecture from {source}), one {worker} = {limit / GB:.2f} GB",
+        {"strategy": sharding.name, "total": dict(zip(WORKER_COUNTS, (memory.total for memory in row), strict=False))}
+        for sharding, row in table
+    ]
+
+
+def _introduction(config: Config, source: str, limits: "Limits") -> list[str]:
+    section, gpu = config.finetune, config.workers.gpus > 0
+    memory = f"GPU worker of {config.workers.gpu_memory}" if gpu else f"CPU worker of {config.workers.memory}"
+    worker = f"one {memory} = {limits.limit / GB:.2f} GB"
+    host = f" and {limits.host / GB:.2f} GB of host memory" if gpu else ""
+    shared = f", {config.workers.strategy} over {config.workers.min_workers} workers" if config.workers.min_workers > 1 else ""
+    return [
+        f"plan: {config.teacher.model} (architecture from {source}), {worker}{host}{shared}",
         f"finetune: {section.micro_batch_size} x {config.data.max_length} tokens at once"
         + (", activations recomputed" if section.gradient_checkpointing else "")
         + f"; distill: {config.distill.micro_batch_size} x {config.data.max_length}",
     ]
 
 
-def _table(rows: list[dict[str, Any]], first: str | None) -> list[str]:
-    width = max(len(row["method"]) for row in rows)
-    lines = [f"{'GB per worker':<{width}} " + " ".join(f"{name:>11}" for name in _COLUMNS) + f" {'total':>8}  fits"]
-    for row in rows:
-        cells = " ".join(f"{row[name] / GB:>11.3f}" if row[name] else f"{'-':>11}" for name in _COLUMNS)
-        mark = "  <- first that fits" if row["method"] == first else ""
-        lines.append(f"{row['method']:<{width}} {cells} {row['total'] / GB:>8.2f}  {'yes' if row['fits'] else 'no'}{mark}")
+def _tables(rows: list[dict[str, Any]], tables: dict[str, Any], limits: "Limits", summary: dict[str, Any]) -> list[str]:
+    from ray_jobs.training.plan_table import method_table, workers_table
+
+    lines = method_table(rows, first=summary["first_that_fits"], configured=summary["configured"])
+    for name, table in tables.items():
+        lines += ["", *workers_table(name, table, limits)]
     return lines
 
 
-def _verdict(config: Config, rows: list[dict[str, Any]], configured: str, first: str | None) -> list[str]:
-    chosen = next(row for row in rows if row["method"] == configured)
-    distill, field = rows[-1], _limit_field(config)
-    way_out = f"; first that fits: {first}" if first else f"; no method fits: raise [workers] {field} or take a smaller model"
-    return [
-        f"finetune as configured ({configured}): {_fits(chosen)}{'' if chosen['fits'] else way_out}",
-        f"distill as configured: {_fits(distill)}"
-        + ("" if distill["fits"] else f"; keep fewer student.layers, name a smaller student.model, or raise [workers] {field}"),
-    ]
+def _verdicts(summary: dict[str, Any], chosen: dict[str, dict[str, Any]], estimates: dict[str, "Estimate"]) -> list[str]:
+    lines = []
+    for job, row in chosen.items():
+        facts = summary[job]
+        way_out = "" if row["fits"] else f"; {facts['smallest_change']}"
+        if job == "finetune" and not row["fits"]:
+            first = summary["first_that_fits"]
+            way_out += f"; first that fits: {first}" if first else "; no method fits"
+        lines += [
+            f"{job} as configured ({row['method']}): {row['total'] / GB:.2f} GB, {'fits' if row['fits'] else 'does not fit'}{way_out}",
+            f"  largest micro_batch_size at this length: {facts['largest_micro_batch_size'] or 'none'}; "
+            f"largest max_length at batch 1: {facts['largest_max_length'] or 'none'}",
+            *(f"  {line}" for line in estimates[job].lines),
+        ]
+    return lines
 
 
-def _fits(row: dict[str, Any]) -> str:
-    return f"{row['total'] / GB:.2f} GB, {'fits' if row['fits'] else 'does not fit'}"
-
-
-def _next(rows: list[dict[str, Any]], configured: str) -> str:
-    fits = {row["job"]: row["fits"] for row in rows if row["method"] == configured or row["job"] == "distill"}
-    if all(fits.values()):
+def _next(summary: dict[str, Any]) -> str:
+    if summary["finetune"]["fits"] and summary["distill"]["fits"]:
         return "raystill run CONFIG"
-    return (
-        "raystill prepare CONFIG, then raystill finetune CONFIG"
-        if fits["finetune"]
-        else "the same with --workers.memory or --finetune.method"
-    )
+    if summary["finetune"]["fits"]:
+        return "raystill prepare CONFIG, then raystill finetune CONFIG"
+    return "the same with --workers.memory or --finetune.method"

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ray_jobs.core.errors import ConfigError, ModelError
+from ray_jobs.distillation.layers import choose_layers
 
 
 def build_student(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
@@ -37,6 +38,15 @@ def shrink_config(config: Any, layers: list[int]) -> Any:
         if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
             setattr(small, name, [value[index] for index in layers])
     return small
+
+
+def student_settings(config: Any, layers: int | list[int]) -> dict[str, Any]:
+    """Return the config.json of a student with so many (or these) of a model's layers.
+
+    Raises:
+        ConfigError: layers that the model does not have.
+    """
+    return shrink_config(config, choose_layers(config.num_hidden_layers, layers)).to_dict()
 
 
 def check_vocabulary(student_tokens: dict[str, int], teacher_tokens: dict[str, int]) -> None:

@@ -1,33 +1,32 @@
 """What one training worker will hold in memory, from a model's config alone: no weights, no Ray.
 
-Shapes: N positions of a micro-batch, C positions of one chunk, H width, V vocabulary.
+Shapes: N positions of a micro-batch, C positions of one chunk, V vocabulary.
 """
 
-import math
+import functools
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
-from ray_jobs.core.errors import ModelError
-from ray_jobs.training.activations import activation_bytes
+from ray_jobs.training.activations import Phases, simulate, store_quantized
 from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.losses import CHUNK_POSITIONS
 from ray_jobs.training.models import Quantization
+from ray_jobs.training.sharding_plan import Sharding, Trained, offload, shard
+from ray_jobs.training.skeletons import linear_layers, num_parameters, skeleton_of, weight_bytes
 
-BLOCK = 64
-"""Weights that share one quantization constant (bitsandbytes' default)."""
-OUTER_BLOCK = 256
-"""Constants that share one constant of their own under double quantization."""
-OVERHEAD_BYTES = {"cpu": 750 * 2**20, "cuda": 1000 * 2**20}
-"""Python with torch, transformers and Ray, and on a GPU the CUDA context with its workspaces."""
-_ADAM_BYTES = 8  # two float32 moments
+PROCESS_BYTES = 640 * 2**20
+"""Host memory of a worker before it has a model: Python with torch, transformers, PEFT and Ray (docs/memory.md)."""
+DEVICE_BYTES = 1000 * 2**20
+"""Allowance on a GPU for the CUDA context, the libraries' workspaces and the allocator's rounding."""
 _FLOAT32 = 4
+_ADAM_BYTES = 8  # two float32 moments
+_SMALL = 4096  # bitsandbytes keeps moments of smaller tensors in float32
 
 
 class Memory(NamedTuple):
@@ -36,21 +35,44 @@ class Memory(NamedTuple):
     method: str
     weights: int = 0
     constants: int = 0
-    """Quantization constants of 4-bit weights."""
+    """Quantization constants."""
     teacher: int = 0
     """The frozen teacher's weights, where there is one."""
     adapter: int = 0
     gradients: int = 0
     optimizer: int = 0
+    buckets: int = 0
+    """Gradients on their way between workers."""
+    gathered: int = 0
+    """Parameters put together from the workers' shards for the layers at work."""
     activations: int = 0
+    """What the forward pass keeps for the backward pass, or where that is more, what the backward pass needs at its peak."""
     logits: int = 0
-    """Scores over the vocabulary that are alive at once, with their gradient."""
+    """Scores over the vocabulary that are alive at once, with their gradients and those of the head."""
     overhead: int = 0
+    offloaded: int = 0
+    """In host memory, beside a GPU: what the strategy or a paged optimizer keeps there."""
+    host_overhead: int = 0
+    """In host memory, beside a GPU: the process."""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes where the worker computes, largest first; nothing that is zero."""
+        parts = {name: value for name, value in self._asdict().items() if name in PARTS and value}
+        return dict(sorted(parts.items(), key=lambda item: -item[1]))
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return sum(self[1:])
+        """All of it where the worker computes: GPU memory with a GPU, host memory without."""
+        return sum(self.parts.values())
+
+    @property
+    def host_total(self) -> int:
+        """Host memory."""
+        return self.offloaded + self.host_overhead if self.host_overhead else self.total
+
+
+PARTS = tuple(name for name in Memory._fields if name not in {"method", "offloaded", "host_overhead"})
 
 
 class Work(NamedTuple):
@@ -62,135 +84,135 @@ class Work(NamedTuple):
     checkpointing: bool
     device: str = "cpu"
 
-    @property
-    def positions(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.batch_size * self.length
-
 
 class Lora(NamedTuple):
     """The adapter's size."""
 
     rank: int
-    targets: str | list[str] = "all-linear"
+    targets: str | tuple[str, ...] = "all-linear"
+    dora: bool = False
 
 
-def skeleton_of(settings: dict[str, Any], *, num_layers: int | None = None, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Return a causal language model on the meta device: shapes without weights.
+class Request(NamedTuple):
+    """A training job, as far as its memory goes."""
 
-    Args:
-        settings: fields of config.json.
-        num_layers: takes the place of num_hidden_layers.
-        dtype: type of the weights.
+    settings: dict[str, Any]
+    """The config.json of the model to train, or of the teacher in distillation."""
+    method: str
+    """full, lora, qlora or distill."""
+    work: Work
+    lora: Lora = Lora(16)
+    quantization: Quantization = Quantization()
+    optimizer: str = "adamw"
+    student: dict[str, Any] | None = None
+    """The config.json of the student in distillation."""
+    sharding: Sharding = Sharding()
+
+    @property
+    def name(self) -> str:
+        """The method, for people."""
+        work = _name(self.work.dtype)
+        if self.method == "distill":
+            layers = [settings.get("num_hidden_layers", settings.get("n_layer")) for settings in (self.student or {}, self.settings)]
+            return f"distillation, {layers[0]} of {layers[1]} layers"
+        if self.method == "full":
+            return f"full, float32 with {work} products" if self.work.dtype is not torch.float32 else "full, float32"
+        kind = "DoRA" if self.lora.dora else "LoRA"
+        if self.method == "lora":
+            return f"{kind} r={self.lora.rank}, {work}"
+        double = " + DQ" if self.quantization.double_quantization and self.quantization.type != "int8" else ""
+        return f"Q{kind} r={self.lora.rank}, {self.quantization.type.upper().replace('INT', 'int')}{double}"
+
+
+def predict(request: Request) -> Memory:
+    """Return what one worker of a job holds at its peak.
 
     Raises:
+        ConfigError: a LoRA target is no linear module, or the rank is larger than a layer.
         ModelError: transformers knows no such causal language model.
     """
-    changes = {"num_hidden_layers": num_layers, "layer_types": None} if num_layers else {}
-    try:
-        config = AutoConfig.for_model(**{**settings, **changes})
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"model_type {settings.get('model_type')!r} is no causal language model that transformers knows: {error}"
-        ) from None
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Return the parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def num_linear(model: PreTrainedModel) -> int:
-    """Return the weights that 4-bit storage takes: those of linear layers except the output head."""
-    return sum(_linear_sizes(model))
-
-
-def _linear_sizes(model: PreTrainedModel) -> list[int]:
-    head = model.get_output_embeddings()
-    return [m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-
-
-def constants_bytes(num_weights: int, quantization: Quantization) -> int:
-    """Return the bytes of the quantization constants of 4-bit weights: 0.5 bit a weight, or 0.127 when quantized too.
-
-    Source:
-        Dettmers et al. 2023, arXiv:2305.14314, section 3 (double quantization).
-    """
-    blocks = math.ceil(num_weights / BLOCK)
-    if not quantization.double_quantization:
-        return blocks * _FLOAT32
-    return blocks + math.ceil(blocks / OUTER_BLOCK) * _FLOAT32
+    model, trained, unsharded = _without_workers(request)
+    phases = _phases(request)
+    dtype = request.work.dtype if request.method != "full" else torch.float32
+    memory = shard(unsharded, request.sharding, model=model, trained=trained, weight_dtype=dtype, product_dtype=request.work.dtype)
+    scores = phases.scores + (_divergence_bytes(model, request.work) if request.method == "distill" else 0)
+    memory = memory._replace(logits=scores, activations=max(phases.saved, phases.peak - scores))
+    if request.work.device == "cpu":
+        return memory._replace(overhead=PROCESS_BYTES)
+    if request.optimizer.startswith("paged"):  # unified memory: the driver moves it out when the GPU runs full
+        memory = memory._replace(optimizer=0, offloaded=memory.offloaded + memory.optimizer)
+    return offload(memory, request.sharding)._replace(overhead=DEVICE_BYTES, host_overhead=PROCESS_BYTES)
 
 
 def plan_base(settings: dict[str, Any], *, dtype: torch.dtype, device: str = "cpu") -> Memory:
     """Return what the untrained model takes to answer with: weights in `dtype`."""
-    weights = num_parameters(skeleton_of(settings)) * dtype.itemsize
-    return Memory(f"base, {_name(dtype)}", weights=weights, overhead=OVERHEAD_BYTES[device])
+    weights = num_parameters(_skeleton(json.dumps(settings))) * dtype.itemsize
+    memory = Memory(f"base, {_name(dtype)}", weights=weights, overhead=PROCESS_BYTES)
+    return memory if device == "cpu" else memory._replace(overhead=DEVICE_BYTES, host_overhead=PROCESS_BYTES)
 
 
-def plan_lora(settings: dict[str, Any], *, lora: Lora, work: Work, quantization: Quantization | None = None) -> Memory:
-    """Return what LoRA takes, or QLoRA where there is a quantization.
+def trained_sizes(request: Request) -> tuple[int, ...]:
+    """Return how many numbers each trained tensor has."""
+    return _sizes(_key(request, work=Work(1, 1, request.work.dtype, False)))
 
-    Raises:
-        ConfigError: a target is no linear module, or the rank is larger than a layer.
+
+def optimizer_bytes(sizes: Sequence[int], optimizer: str) -> int:
+    """Return the bytes of AdamW's state for tensors of so many numbers.
+
+    Source:
+        Dettmers et al. 2022, arXiv:2110.02861 (8-bit moments with a float32 scale for each block of 256).
     """
-    model = skeleton_of(settings, dtype=work.dtype)
-    linear, other = num_linear(model), num_parameters(model) - num_linear(model)
-    build = _lora_builder(settings, lora, work.dtype)
-    adapter = sum(p.numel() for p in build(model.config.num_hidden_layers).parameters() if p.requires_grad)
-    activations = _activations(build, model, work)
-    weights, constants, name = (linear + other) * work.dtype.itemsize, 0, f"LoRA r={lora.rank}, {_name(work.dtype)}"
-    if quantization:
-        weights, constants = linear // 2 + other * work.dtype.itemsize, constants_bytes(linear, quantization)
-        activations += max(_linear_sizes(model)) * work.dtype.itemsize  # one layer at a time is dequantized
-        name = f"QLoRA r={lora.rank}, {quantization.type.upper()}{' + DQ' if quantization.double_quantization else ''}"
-    return Memory(
-        name,
-        weights=weights,
-        constants=constants,
-        adapter=adapter * _FLOAT32,
-        gradients=adapter * _FLOAT32,
-        optimizer=adapter * _ADAM_BYTES,
-        activations=activations,
-        logits=_cross_entropy_bytes(model, work),
-        overhead=OVERHEAD_BYTES[work.device],
-    )
+    if optimizer == "adamw":
+        return sum(sizes) * _ADAM_BYTES
+    return sum(2 * (size + -(-size // 256) * _FLOAT32) if size >= _SMALL else size * _ADAM_BYTES for size in sizes)
 
 
-def plan_distill(settings: dict[str, Any], student_settings: dict[str, Any], *, work: Work) -> Memory:
-    """Return what distillation takes: a frozen teacher in `work.dtype`, a student trained whole in float32."""
-    teacher, student = skeleton_of(settings), skeleton_of(student_settings)
-    count = num_parameters(student)
-    head = student.get_output_embeddings().weight.numel() * _FLOAT32
-    cast = count * work.dtype.itemsize if work.dtype is not torch.float32 else 0
-    return Memory(
-        f"distillation, {student.config.num_hidden_layers} of {teacher.config.num_hidden_layers} layers",
-        weights=count * _FLOAT32,
-        teacher=num_parameters(teacher) * work.dtype.itemsize,
-        gradients=count * _FLOAT32 + head,
-        optimizer=count * _ADAM_BYTES,
-        activations=_activations(lambda layers: skeleton_of(student_settings, num_layers=layers), student, work),
-        logits=_divergence_bytes(student, work) + min(cast, 2 * head),
-        overhead=OVERHEAD_BYTES[work.device],
-    )
+def _without_workers(request: Request) -> tuple[PreTrainedModel, Trained, Memory]:
+    """Return the shapes of the model that is trained, what is trained of it, and the parts that do not depend on the micro-batch."""
+    sizes = trained_sizes(request)
+    trained = Trained(sum(sizes), whole=request.method in {"full", "distill"})
+    model = _skeleton(json.dumps(request.student if request.method == "distill" else request.settings))
+    memory = Memory(request.name, gradients=trained.numbers * _FLOAT32, optimizer=optimizer_bytes(sizes, request.optimizer))
+    if trained.whole:
+        memory = memory._replace(weights=trained.numbers * _FLOAT32)
+        if request.method == "distill":
+            memory = memory._replace(teacher=num_parameters(_skeleton(json.dumps(request.settings))) * request.work.dtype.itemsize)
+        return model, trained, memory
+    stored = weight_bytes(model, dtype=request.work.dtype, quantization=request.quantization if request.method == "qlora" else None)
+    return model, trained, memory._replace(weights=stored.weights, constants=stored.constants, adapter=trained.numbers * _FLOAT32)
 
 
-def _lora_builder(settings: dict[str, Any], lora: Lora, dtype: torch.dtype) -> Callable[[int], PeftModel]:
-    def build(num_layers: int) -> PeftModel:
-        model = skeleton_of(settings, num_layers=num_layers, dtype=dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of peft's calls into transformers
-            return add_lora(model, rank=lora.rank, alpha=lora.rank, dropout=0.0, targets=lora.targets)
-
-    return build
+def _phases(request: Request) -> Phases:
+    settings = request.student if request.method == "distill" else request.settings
+    return _simulated(_key(request, work=request.work._replace(device="cpu")), _skeleton(json.dumps(settings)).config.num_hidden_layers)
 
 
-def _activations(build: Callable[[int], nn.Module], model: PreTrainedModel, work: Work) -> int:
-    return activation_bytes(
-        build,
-        num_layers=model.config.num_hidden_layers,
+def _key(request: Request, *, work: Work) -> Any:
+    """Return a hashable request, the same for jobs that differ only in what shapes and the micro-batch do not depend on."""
+    settings, student = json.dumps(request.settings), json.dumps(request.student)
+    return Request(settings, request.method, work, request.lora, student=student)  # type: ignore[arg-type]
+
+
+def _from_key(key: Any) -> Request:
+    return key._replace(settings=json.loads(key.settings), student=json.loads(key.student))
+
+
+@functools.lru_cache(maxsize=16)
+def _skeleton(settings: str) -> PreTrainedModel:
+    return skeleton_of(json.loads(settings))
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(key: Any) -> tuple[int, ...]:
+    return tuple(parameter.numel() for parameter in _build(_from_key(key), None).parameters() if parameter.requires_grad)
+
+
+@functools.lru_cache(maxsize=256)
+def _simulated(key: Any, num_layers: int) -> Phases:
+    request, work = _from_key(key), key.work
+    return simulate(
+        lambda layers: _build(request, layers),
+        num_layers=num_layers,
         batch_size=work.batch_size,
         length=work.length,
         dtype=work.dtype,
@@ -198,14 +220,25 @@ def _activations(build: Callable[[int], nn.Module], model: PreTrainedModel, work
     )
 
 
-def _cross_entropy_bytes(model: PreTrainedModel, work: Work) -> int:
-    # 12 bytes a score: scores and gradient of the chunk before with the new scores and, of 16-bit ones, their float32 copy
-    return 3 * _FLOAT32 * min(CHUNK_POSITIONS, work.positions) * model.config.vocab_size
+def _build(request: Request, num_layers: int | None) -> nn.Module:
+    if request.method == "distill":
+        return skeleton_of(request.student or {}, num_layers=num_layers)
+    if request.method == "full":
+        return skeleton_of(request.settings, num_layers=num_layers)
+    model = skeleton_of(request.settings, num_layers=num_layers, dtype=request.work.dtype)
+    layers, lora = linear_layers(model), request.lora
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's calls into transformers
+        targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+        adapted = add_lora(model, rank=lora.rank, alpha=lora.rank, dropout=0.0, targets=targets, dora=lora.dora)
+    if request.method == "qlora":
+        store_quantized(layers, request.work.dtype)
+    return adapted
 
 
 def _divergence_bytes(model: PreTrainedModel, work: Work) -> int:
-    # six float32 arrays of a chunk: both scores, both log-probabilities, the teacher's probabilities, a gradient
-    return 6 * _FLOAT32 * min(CHUNK_POSITIONS, work.positions) * model.config.vocab_size
+    # three float32 arrays of a chunk beside the cross-entropy's: the teacher's scores and both log-probabilities
+    return 3 * _FLOAT32 * min(CHUNK_POSITIONS, work.batch_size * work.length) * model.config.vocab_size
 
 
 def _name(dtype: torch.dtype) -> str:

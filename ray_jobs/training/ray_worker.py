@@ -114,6 +114,7 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
     from ray.train.torch import get_device
 
     from ray_jobs.core.memory import peaks
+    from ray_jobs.training.allocator import return_freed_memory
     from ray_jobs.training.batches import PackedRows
     from ray_jobs.training.full_disk import require_room
     from ray_jobs.training.loop import train
@@ -125,6 +126,7 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
     torch.manual_seed(job.recipe.seed)
     device = str(get_device())
     hold_gpu(device, workers.gpu_memory_bytes)
+    return_freed_memory()
     model, loss = job.build(device)
     counts = _counts(model)  # before a strategy cuts it into pieces
     with _last_checkpoint(job.storage.sub(CHECKPOINTS)) as folder, _open_log(job) as on_log:

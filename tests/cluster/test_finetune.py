@@ -1,7 +1,6 @@
 """finetune on a real cluster: the same result whatever is killed; a worker past its memory; requests no node can hold."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ray_jobs import finetune, prepare
-from ray_jobs.core.errors import ClusterError, ConfigError, MemoryLimitExceeded, StageHeld, StageMissing
+from ray_jobs.core.errors import ClusterError, ConfigError, StageHeld, StageMissing
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.batches import PackedRows
@@ -175,18 +174,13 @@ def as_toml(tree):
     return "\n".join(lines)
 
 
-def test_a_worker_past_its_memory_ends_the_job_in_one_line_and_the_cluster_lives_on(prepared, ray_cluster):
+def test_what_cannot_fit_is_refused_with_the_table_before_anything_starts(prepared, capsys):
     config = prepared(workers__memory="350MiB")  # less than torch itself
-    with pytest.raises(MemoryLimitExceeded, match=r"worker 0 needs more than its 0.34 GiB") as caught:
+    with pytest.raises(ConfigError, match=r"LoRA r=4, .* needs .* \[workers\] memory gives 0.34 GiB") as caught:
         finetune.run(config, force=False)
     assert "\n" not in str(caught.value)
-    assert not stage_of(config).exists("manifest.json")
-
-    @ray_cluster.remote
-    def process_id():
-        return os.getpid()
-
-    assert ray_cluster.get(process_id.remote()) != os.getpid()
+    assert "GB per worker" in capsys.readouterr().err
+    assert not RunFolder(config).storage.exists("finetune")
 
 
 def test_what_no_node_can_hold_is_refused_at_once(prepared):

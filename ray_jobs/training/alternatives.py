@@ -1,0 +1,98 @@
+"""What else could be done: other methods, strategies over more workers, and the smallest change of a config that fits."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ray_jobs.core.sizes import both_units
+from ray_jobs.training.memory_plan import Memory, Request, predict
+from ray_jobs.training.models import Quantization
+from ray_jobs.training.sharding_plan import Sharding
+
+WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+STRATEGIES = (
+    Sharding("deepspeed", zero_stage=1),
+    Sharding("deepspeed", zero_stage=2),
+    Sharding("deepspeed", zero_stage=3),
+    Sharding("fsdp"),
+)
+_LESS = 0.95
+"""A change is worth naming where it leaves at most this share."""
+
+
+class Limits(NamedTuple):
+    """What one worker may use."""
+
+    limit: int
+    """Bytes where the worker computes."""
+    host: int
+    """Bytes of host memory; the same without a GPU."""
+
+    def hold(self, memory: Memory) -> bool:
+        """Whether a worker fits."""
+        return memory.total <= self.limit and memory.host_total <= self.host
+
+
+def methods(request: Request) -> list[Request]:
+    """Return the fine-tuning jobs on the same model and micro-batch: full, LoRA, int8, 4 bits, 4 bits with double quantization."""
+    kind = request.quantization.type if request.quantization.type != "int8" else "nf4"
+    stored = [
+        Quantization("int8", double_quantization=False),
+        *(Quantization(kind, double_quantization=double) for double in (False, True)),
+    ]
+    plain = [request._replace(method=method) for method in ("full", "lora")]
+    return [*plain, *(request._replace(method="qlora", quantization=quantization) for quantization in stored)]
+
+
+def over_workers(request: Request, limits: Limits) -> list[tuple[Sharding, list[Memory]]]:
+    """Return each strategy's memory by worker count, up to the first count that fits."""
+    table = []
+    for strategy in STRATEGIES:
+        row = []
+        for count in WORKER_COUNTS:
+            row.append(predict(request._replace(sharding=strategy._replace(workers=count))))
+            if limits.hold(row[-1]):
+                break
+        table.append((strategy, row))
+    return table
+
+
+def smallest_change(request: Request, limits: Limits) -> str:
+    """Return the cheapest single change of the config that fits, or where the job fits already, that needs clearly less.
+
+    Tried in the order of what they cost: time, then precision, then length, then machines.
+    """
+    now = predict(request)
+    if limits.hold(now):
+        limits = Limits(int(_LESS * now.total), limits.host)
+    standing = now.total - now.activations - now.logits
+    for text, changed in _changes(request, smaller_batches=standing <= limits.limit):
+        if limits.hold(predict(changed)):
+            return text
+    field = "memory" if request.work.device == "cpu" or now.host_total > limits.host else "gpu_memory"
+    needed = now.host_total if field == "memory" else now.total
+    return f"give [workers] {field} at least {both_units(needed)}, or take a smaller model"
+
+
+def _changes(request: Request, *, smaller_batches: bool) -> Iterator[tuple[str, Request]]:
+    section, work = "distill" if request.method == "distill" else "finetune", request.work
+    if smaller_batches and not work.checkpointing:
+        yield f"set {section}.gradient_checkpointing = true", request._replace(work=work._replace(checkpointing=True))
+    if smaller_batches:
+        for rows in _halves(work.batch_size, least=1):
+            yield f"set {section}.micro_batch_size = {rows}", request._replace(work=work._replace(batch_size=rows))
+    if request.method in {"full", "lora"}:
+        yield 'set finetune.method = "qlora"', request._replace(method="qlora")
+    if request.method == "qlora" and not request.quantization.double_quantization:
+        double = request.quantization._replace(double_quantization=True)
+        yield "set finetune.quantization.double_quantization = true", request._replace(quantization=double)
+    if smaller_batches:
+        for length in _halves(work.length, least=64):
+            yield f"set data.max_length = {length}", request._replace(work=work._replace(length=length))
+    if request.sharding.strategy == "ddp":
+        for count in WORKER_COUNTS[1:]:
+            yield f'set workers.strategy = "fsdp" with workers.num_workers = {count}', request._replace(sharding=Sharding("fsdp", count))
+
+
+def _halves(count: int, *, least: int) -> Iterator[int]:
+    while (count := count // 2) >= least:
+        yield count
