@@ -82,5 +82,6 @@ def against_measured(plan: JobPlan | None, result: dict[str, Any]) -> dict[str, 
         return {}
     measured = max(result.get("gpu_peak_bytes") or [0]) or max(result["peak_bytes"])
     error = plan.total / measured - 1
-    line = f"memory: predicted {plan.total / 2**30:.2f} GiB, measured {measured / 2**30:.2f} GiB ({error:+.0%})"
+    kept = "" if plan.is_tight else ", freed memory kept for speed"
+    line = f"memory: predicted {plan.total / 2**30:.2f} GiB, measured {measured / 2**30:.2f} GiB ({error:+.0%}{kept})"
     return {"predicted_bytes": plan.total, "measured_bytes": measured, "error": round(error, 4), "line": line}

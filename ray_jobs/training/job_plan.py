@@ -28,6 +28,11 @@ class JobPlan(NamedTuple):
         """Whether both memories suffice."""
         return self.total <= self.limit and self.host_total <= self.host_limit
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether there is no room for freed memory in the heap, which then holds up to 1.6 times what is alive."""
+        return self.host_total > self.host_limit / 1.65
+
     def largest(self, count: int = 3) -> str:
         """Return the largest parts as "weights 0.54 GiB, activations 0.31 GiB"."""
         return ", ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in list(self.parts.items())[:count])

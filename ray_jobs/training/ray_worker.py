@@ -126,7 +126,8 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
     torch.manual_seed(job.recipe.seed)
     device = str(get_device())
     hold_gpu(device, workers.gpu_memory_bytes)
-    return_freed_memory()
+    if job.plan is not None and job.plan.is_tight:
+        return_freed_memory()
     model, loss = job.build(device)
     counts = _counts(model)  # before a strategy cuts it into pieces
     with _last_checkpoint(job.storage.sub(CHECKPOINTS)) as folder, _open_log(job) as on_log:

@@ -264,10 +264,13 @@ def test_steps_tokens_time_and_disk():
 
 
 def test_prediction_beside_the_peak():
-    plan = JobPlan({"weights": 2**30}, 2**30, 2**31, "")
-    found = against_measured(plan, {"peak_bytes": [2**29, 2**31], "gpu_peak_bytes": [0, 0]})
-    assert found["error"] == -0.5
+    plan = JobPlan({"weights": 2**30}, 2**30, 3 * 2**29, "", 2**30, 3 * 2**29)
+    peaks = {"peak_bytes": [2**29, 2**31], "gpu_peak_bytes": [0, 0]}
+    found = against_measured(plan, peaks)
+    assert (found["predicted_bytes"], found["measured_bytes"], found["error"]) == (2**30, 2**31, -0.5)
     assert found["line"] == "memory: predicted 1.00 GiB, measured 2.00 GiB (-50%)"
+    roomy = plan._replace(limit=2**34, host_limit=2**34)
+    assert against_measured(roomy, peaks)["line"].endswith("(-50%, freed memory kept for speed)")
     assert against_measured(None, {}) == {}
 
 
