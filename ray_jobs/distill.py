@@ -23,9 +23,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     folder = RunFolder(config)
     prepared = folder.finished("prepare")
     folder.finished("finetune")
-    plan = None
-    if force or not folder.folder("distill").exists("manifest.json"):
-        plan = check(config)
+    plan = check(config) if folder.is_due("distill", after=["prepare", "finetune"], force=force) else None
     stage = folder.stage("distill", sections=["teacher", "student", "distill"], after=["prepare", "finetune"], force=force)
     if stage.manifest:
         say("distill: done already")

@@ -31,9 +31,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """
     folder = RunFolder(config)
     prepared = folder.finished("prepare")
-    plan = None
-    if force or not folder.folder("finetune").exists("manifest.json"):
-        plan = check(config)
+    plan = check(config) if folder.is_due("finetune", after=["prepare"], force=force) else None
     stage = folder.stage("finetune", sections=["teacher", "finetune"], after=["prepare"], force=force)
     if stage.manifest:
         say("finetune: done already")

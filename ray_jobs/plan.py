@@ -25,7 +25,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         ModelError: no config.json under the model's name.
         ConfigError: student layers, LoRA targets or a rank that the model cannot have.
     """
-    from ray_jobs.training.alternatives import methods, over_workers, smallest_change
+    from ray_jobs.training.alternatives import methods, obstacle, over_workers, smallest_change
     from ray_jobs.training.architecture import find_architecture
     from ray_jobs.training.fit_check import limits_of
     from ray_jobs.training.memory_plan import predict
@@ -46,6 +46,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     estimates = {job: _estimate(config, job, request) for job, request in jobs.items()}
     facts = {job: _facts(request, limits, estimates[job]) for job, request in jobs.items()}
     changes = {job: smallest_change(request, limits) for job, request in jobs.items()}
+    obstacles = {job: obstacle(request, limits) for job, request in jobs.items()}
     summary = {
         "stage": "plan",
         "model": config.teacher.model,
@@ -56,7 +57,10 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         "first_that_fits": first,
         "rows": rows,
         "over_workers": {name: _over_workers(table) for name, table in tables.items()},
-        **{job: {**found, "fits": chosen[job]["fits"], "smallest_change": changes[job]} for job, found in facts.items()},
+        **{
+            job: {**found, "fits": chosen[job]["fits"], "smallest_change": changes[job], "obstacle": obstacles[job]}
+            for job, found in facts.items()
+        },
     }
     lines = [*_introduction(config, teacher.source, limits), "", *_tables(rows, tables, limits, summary), ""]
     return {**summary, "headline": lines + _verdicts(summary, chosen, estimates), "next": _next(summary)}
@@ -166,6 +170,7 @@ def _verdicts(summary: dict[str, Any], chosen: dict[str, dict[str, Any]], estima
             way_out += f"; first that fits: {first}" if first else "; no method fits"
         lines += [
             f"{job} as configured ({row['method']}): {row['total'] / GB:.2f} GB, {'fits' if row['fits'] else 'does not fit'}{way_out}",
+            *([f"  cannot start: {facts['obstacle']}"] if facts["obstacle"] else []),
             f"  largest micro_batch_size at this length: {facts['largest_micro_batch_size'] or 'none'}; "
             f"largest max_length at batch 1: {facts['largest_max_length'] or 'none'}",
             *(f"  {line}" for line in estimates[job].lines),
@@ -174,8 +179,9 @@ def _verdicts(summary: dict[str, Any], chosen: dict[str, dict[str, Any]], estima
 
 
 def _next(summary: dict[str, Any]) -> str:
-    if summary["finetune"]["fits"] and summary["distill"]["fits"]:
+    starts = {job: summary[job]["fits"] and not summary[job]["obstacle"] for job in ("finetune", "distill")}
+    if all(starts.values()):
         return "raystill run CONFIG"
-    if summary["finetune"]["fits"]:
+    if starts["finetune"]:
         return "raystill prepare CONFIG, then raystill finetune CONFIG"
     return "the same with --workers.memory or --finetune.method"

@@ -161,6 +161,16 @@ class RunFolder:
             return Stage(name, folder, started, lock)
         return Stage(name, folder, started)
 
+    def is_due(self, name: str, *, after: list[str], force: bool) -> bool:
+        """Return whether `stage` would have something to do: not finished, started anew, or finished with other inputs.
+
+        Raises:
+            StageMissing: a stage of `after` has not finished.
+        """
+        inputs = {stage: self.finished(stage)["id"] for stage in after}
+        folder = self.storage.sub(FOLDERS.get(name, name))
+        return force or not folder.exists("manifest.json") or not self._goes_on(folder, {"inputs": inputs})
+
     def discard(self, stage: Stage) -> None:
         """Delete a stage that came to nothing, and the run's folder where no other stage is in it."""
         clear_stage(stage.folder)

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.sizes import both_units
 from ray_jobs.training.memory_plan import Memory, Request, predict
 from ray_jobs.training.models import Quantization
+from ray_jobs.training.pairings import Pairing, refuse_pairing
 from ray_jobs.training.sharding_plan import Sharding
 
 WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -56,6 +58,30 @@ def over_workers(request: Request, limits: Limits) -> list[tuple[Sharding, list[
     return table
 
 
+def obstacle(request: Request, limits: Limits) -> str:
+    """Return why a job cannot start, whatever its peak in training; "" where nothing stands in its way.
+
+    Settings that cannot work together, or shards of a model that no worker can read whole, as each does before it is cut.
+    """
+    sharding = request.sharding
+    method = "full" if request.method == "distill" else request.method
+    try:
+        refuse_pairing(Pairing(sharding.strategy, sharding.zero_stage, request.optimizer, method, request.quantization.type))
+    except ConfigError as error:
+        return str(error)
+    if not sharding.cuts_parameters:
+        return ""
+    whole = predict(request._replace(sharding=Sharding()))
+    size = whole.weights + whole.constants + whole.teacher
+    if size <= limits.limit:
+        return ""
+    field = "memory" if request.work.device == "cpu" else "gpu_memory"
+    return (
+        f"each worker reads the whole model, {both_units(size)}, before {sharding.name} cuts it, and [workers] {field} gives "
+        f"{both_units(limits.limit)}: give at least that much, store the base in fewer bits, or take a smaller model"
+    )
+
+
 def smallest_change(request: Request, limits: Limits) -> str:
     """Return the cheapest single change of the config that fits, or where the job fits already, that needs clearly less.
 
@@ -66,7 +92,7 @@ def smallest_change(request: Request, limits: Limits) -> str:
         limits = Limits(int(_LESS * now.total), limits.host)
     standing = now.total - now.activations - now.logits
     for text, changed in _changes(request, smaller_batches=standing <= limits.limit):
-        if limits.hold(predict(changed)):
+        if limits.hold(predict(changed)) and not obstacle(changed, limits):
             return text
     field = "memory" if request.work.device == "cpu" or now.host_total > limits.host else "gpu_memory"
     needed = now.host_total if field == "memory" else now.total

@@ -7,7 +7,7 @@ import torch
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.progress import say
 from ray_jobs.core.sizes import both_units
-from ray_jobs.training.alternatives import Limits, methods, smallest_change
+from ray_jobs.training.alternatives import Limits, methods, obstacle, smallest_change
 from ray_jobs.training.job_plan import JobPlan
 from ray_jobs.training.memory_plan import Lora, Request, Work, predict
 from ray_jobs.training.models import Quantization, choose_dtype
@@ -51,11 +51,13 @@ def check_fits(request: Request, limits: Limits) -> JobPlan:
     """Return the plan of a job that fits; one that does not prints its table first.
 
     Raises:
-        ConfigError: a worker would need more than its limit.
+        ConfigError: a worker would need more than its limit, or could not read the model.
     """
     memory = predict(request)
     plan = JobPlan(memory.parts, memory.total, limits.limit, smallest_change(request, limits), memory.host_total, limits.host)
     if plan.fits:
+        if reason := obstacle(request, limits):
+            raise ConfigError(f"{memory.method} cannot start: {reason}")
         return plan
     jobs = methods(request) if request.student is None else [request]
     rows = [row_of("finetune", predict(job), limits) for job in jobs]

@@ -15,7 +15,7 @@ from ray_jobs import plan
 from ray_jobs.core.config_file import load_config
 from ray_jobs.core.errors import ConfigError, ModelError
 from ray_jobs.training.activations import simulate
-from ray_jobs.training.alternatives import Limits, over_workers, smallest_change
+from ray_jobs.training.alternatives import Limits, obstacle, over_workers, smallest_change
 from ray_jobs.training.architecture import find_architecture
 from ray_jobs.training.fit_check import against_measured, check_fits
 from ray_jobs.training.job_plan import JobPlan
@@ -239,6 +239,23 @@ def test_what_cannot_fit_is_refused_in_one_line_with_the_table_above(capsys):
         check_fits(Request(SMALL, "lora", ON_CPU, Lora(2)), Limits(1000, 1000))
     assert "\n" not in str(caught.value)
     assert "GB per worker" in capsys.readouterr().err
+
+
+def test_shards_of_a_model_that_no_worker_can_read_whole_are_refused():
+    request = Request(LLAMA_3, "lora", WORK, Lora(2), sharding=Sharding("fsdp", 16))
+    limit = predict(request).total + 10**6
+    assert limit < plan_base(LLAMA_3, dtype=torch.float16).weights
+    with pytest.raises(ConfigError, match=r"cannot start: each worker reads the whole model, 14.96 GiB .* before FSDP cuts it"):
+        check_fits(request, Limits(limit, limit))
+    assert not obstacle(request, Limits(17 * 10**9, 0))
+    assert not obstacle(request._replace(sharding=Sharding("deepspeed", 16, 2)), Limits(limit, limit))
+
+
+def test_no_change_is_named_that_would_be_refused():
+    request = Request(SMALL, "full", ON_CPU, optimizer="adamw_8bit")
+    assert "cannot work with optimizer" in obstacle(request._replace(sharding=Sharding("fsdp", 2)), Limits(10**12, 10**12))
+    limit = predict(request._replace(work=ON_CPU._replace(checkpointing=True), sharding=Sharding("fsdp", 64))).total
+    assert "fsdp" not in smallest_change(request._replace(work=ON_CPU._replace(checkpointing=True)), Limits(limit, limit))
 
 
 def test_strategies_are_tried_with_more_workers_until_one_fits():

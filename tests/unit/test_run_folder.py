@@ -184,3 +184,22 @@ def test_merging_afterwards_is_no_other_setting(tmp_path):
     assert finetune(run_folder(tmp_path, finetune={"merge": True})).manifest == manifest
     with pytest.raises(ConfigChanged, match=r"finetune\.lora\.dora: False -> True"):
         finetune(run_folder(tmp_path, finetune={"merge": True, "lora": {"dora": True}}))
+
+
+def test_a_stage_is_due_until_it_is_finished_and_again_with_other_inputs_or_by_force(tmp_path):
+    folder = run_folder(tmp_path)
+    prepare(folder).finish()
+    assert folder.is_due("finetune", after=["prepare"], force=False)
+    finetune(folder).finish()
+    assert not folder.is_due("finetune", after=["prepare"], force=False)
+    assert folder.is_due("finetune", after=["prepare"], force=True)
+    prepare(folder, force=True).finish()
+    assert folder.is_due("finetune", after=["prepare"], force=False)
+
+
+def test_another_runs_finished_stage_leaves_ones_own_due(tmp_path):
+    first = run_folder(tmp_path)
+    prepare(first).finish()
+    finetune(first).finish()
+    second = run_folder(tmp_path, name="s", run={"stages_from": [first.storage.uri]})
+    assert second.is_due("finetune", after=["prepare"], force=False)
