@@ -59,7 +59,7 @@ def check(config: Config) -> JobPlan:
 
     check_trackers(config.run.trackers)
     section, lora, workers = config.finetune, config.finetune.lora, config.workers
-    refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, section.quantization.type))
+    refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, section.quantization.type, lora.dora))
     model = resolve_model(config.teacher.model)
     check_context(model, config.teacher.model, config.data.max_length)
     if section.method != "lora":

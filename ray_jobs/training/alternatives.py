@@ -66,7 +66,9 @@ def obstacle(request: Request, limits: Limits) -> str:
     sharding = request.sharding
     method = "full" if request.method == "distill" else request.method
     try:
-        refuse_pairing(Pairing(sharding.strategy, sharding.zero_stage, request.optimizer, method, request.quantization.type))
+        refuse_pairing(
+            Pairing(sharding.strategy, sharding.zero_stage, request.optimizer, method, request.quantization.type, request.lora.dora)
+        )
     except ConfigError as error:
         return str(error)
     if not sharding.cuts_parameters:

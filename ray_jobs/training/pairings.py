@@ -14,6 +14,8 @@ class Pairing(NamedTuple):
     method: str = "full"
     storage: str = "none"
     """How the base is stored where `method` is qlora: nf4, fp4 or int8."""
+    dora: bool = False
+    """Whether magnitudes are trained beside the adapter."""
 
     @property
     def shards(self) -> str:
@@ -43,4 +45,9 @@ def refuse_pairing(pairing: Pairing) -> None:
             f'[workers] {pairing.shards} cannot work with quantization.type = "int8": bitsandbytes keeps int8 weights and their scales '
             "on the weight object beside what is cut, so FSDP2 loses them, and ZeRO 3 leaves a whole copy on each worker; use "
             'quantization.type = "nf4", strategy = "ddp", or strategy = "deepspeed" with zero_stage = 2'
+        )
+    if pairing.strategy == "deepspeed" and pairing.zero_stage == 3 and pairing.method == "qlora" and pairing.dora:
+        raise ConfigError(
+            f"[workers] {pairing.shards} cannot work with finetune.lora.dora = true on a quantized base: DeepSpeed's hooks fail on "
+            'its weights (no attribute ds_id); use strategy = "fsdp", zero_stage = 2, or dora = false'
         )

@@ -25,6 +25,13 @@ def test_an_int8_base_cannot_be_sharded(strategy, zero_stage):
         refuse_pairing(Pairing(strategy=strategy, zero_stage=zero_stage, method="qlora", storage="int8"))
 
 
+def test_dora_on_a_quantized_base_cannot_be_cut_by_zero_3():
+    with pytest.raises(ConfigError, match=r"zero_stage = 3.* cannot work with finetune.lora.dora = true .*zero_stage = 2"):
+        refuse_pairing(Pairing("deepspeed", 3, "adamw", "qlora", "nf4", True))
+    for works in (Pairing("fsdp", 2, "adamw", "qlora", "nf4", True), Pairing("deepspeed", 3, "adamw", "lora", "nf4", True)):
+        refuse_pairing(works)
+
+
 def test_everything_else_is_let_through():
     for sharded, storage in itertools.product(SHARDED, ["nf4", "fp4"]):
         refuse_pairing(sharded._replace(method="qlora", storage=storage))
