@@ -150,7 +150,7 @@ def _export(name: str, dtype: str, model: Any, folder: Path) -> None:
 def _merge(config: Config, folder: RunFolder) -> dict[str, Any]:
     """Return the facts of the merged folder, writing it first where it is not there."""
     target = folder.folder("finetune")
-    lock = RunLock(folder.storage, "finetune")
+    lock = RunLock(folder.owner("finetune"), "finetune")
     try:
         if target.exists(MERGED_FACTS):
             say("finetune: merged already")

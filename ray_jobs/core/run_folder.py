@@ -99,8 +99,12 @@ class RunFolder:
 
     def folder(self, stage: str) -> Storage:
         """Return the storage of a stage's folder, finished or not: another run's where `stages_from` says so."""
-        own, *others = (run.sub(FOLDERS.get(stage, stage)) for run in (self.storage, *self._others))
-        return next((folder for folder in (own, *others) if folder.exists("started.json")), own)
+        return self.owner(stage).sub(FOLDERS.get(stage, stage))
+
+    def owner(self, stage: str) -> Storage:
+        """Return the run that has a stage: this one, or where it has not started the stage, the first of `stages_from` that has."""
+        runs = (self.storage, *self._others)
+        return next((run for run in runs if run.sub(FOLDERS.get(stage, stage)).exists("started.json")), self.storage)
 
     def finished(self, stage: str) -> dict[str, Any]:
         """Return the manifest of a finished stage.

@@ -4,7 +4,10 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+import psutil
+
 from ray_jobs.core.memory import held_bytes
+from ray_jobs.core.progress import say
 
 EVERY_S = 1.0
 """A sample reads of every process on the node, to find the children: about 5 ms where there are a hundred."""
@@ -34,7 +37,11 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._every_s):
-            held = held_bytes()
+            try:
+                held = held_bytes()
+            except (OSError, psutil.Error) as error:
+                say(f"memory watch: this sample failed ({error}); the next one is in {self._every_s:g} s")
+                continue
             if held > self._limit:
                 self._on_breach(held)
                 return

@@ -1,5 +1,6 @@
 """Losses per token over micro-batches and workers, and the lines of metrics.jsonl."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -100,7 +101,7 @@ class Log:
             "loss": mean([step["loss"] for step in window]),
             "terms": {name: mean([step["terms"][name] for step in window]) for name in window[0]["terms"]},
             "learning_rate": window[-1]["learning_rate"],
-            "grad_norm": window[-1]["grad_norm"],
+            "grad_norm": norm if math.isfinite(norm := window[-1]["grad_norm"]) else None,  # JSON has no infinity
             "tokens_per_s": tokens_per_s,
             "tokens_per_s_per_worker": tokens_per_s / world_size(),
         }

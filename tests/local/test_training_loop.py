@@ -81,6 +81,29 @@ def test_packed_examples_do_not_see_each_other(tiny_model, rows, training):
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+def test_packed_examples_have_the_loss_and_the_gradient_of_padded_ones(tiny_model, rows):
+    packed, padded = adapted(tiny_model), adapted(tiny_model)
+    one = collate([rows[0][2], rows[0][4]])
+    apart = [part for row in (rows[0][2], rows[0][4]) for part in examples(row)]
+    width = max(part.input_ids_BT.shape[1] for part in apart)
+    many = Batch(*(torch.cat([_padded(getattr(part, name), width, fill) for part in apart]) for name, fill in FILLS.items()))
+    sums = [cross_entropy_loss(model, batch) for model, batch in ((packed, one), (padded, many))]
+    for loss in sums:
+        loss.total.backward()
+    assert float(sums[0].total) == pytest.approx(float(sums[1].total), rel=1e-5)
+    for name, parameter in trainable(packed).items():
+        torch.testing.assert_close(parameter.grad, trainable(padded)[name].grad, rtol=1e-3, atol=1e-5)
+
+
+FILLS = {"input_ids_BT": 0, "position_ids_BT": None, "labels_BT": IGNORE}
+
+
+def _padded(values_1T, width, fill):
+    missing = width - values_1T.shape[1]
+    tail = torch.arange(missing) if fill is None else torch.full((missing,), fill)
+    return torch.cat([values_1T, tail[None]], dim=1)
+
+
 def examples(row):
     starts = [i for i, position in enumerate(row.position_ids) if position == 0]
     for start, end in zip(starts, [*starts[1:], len(row.input_ids)], strict=True):
