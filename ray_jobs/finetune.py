@@ -54,12 +54,12 @@ def check(config: Config) -> JobPlan:
     """
     from ray_jobs.training.adapters import check_lora, check_storage
     from ray_jobs.training.models import check_unquantized, skeleton
-    from ray_jobs.training.pairings import Pairing, refuse_pairing
+    from ray_jobs.training.pairings import refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
-    section, lora, workers = config.finetune, config.finetune.lora, config.workers
-    refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, section.quantization.type, lora.dora))
+    section, lora = config.finetune, config.finetune.lora
+    refuse_pairing(_pairing(config))
     model = resolve_model(config.teacher.model)
     check_context(model, config.teacher.model, config.data.max_length)
     if section.method != "lora":
@@ -90,8 +90,8 @@ def _train(config: Config, target: Storage, rows: Storage, counts: dict[str, Any
     optimizer = describe_optimizer(section.optimizer, config.workers.device)
     say(f"finetune: {section.method} of {config.teacher.model} on {counts['train_rows']} rows with {optimizer}")
     job = TrainingJob(
-        build=functools.partial(_build, config.teacher.model, section.model_dump()),
-        export=functools.partial(_export, config.teacher.model, section.dtype),
+        build=functools.partial(_build, config.teacher.model, section.model_dump(), _pairing(config).shards_parameters),
+        export=functools.partial(_export, config.teacher.model, section.dtype, config.workers.device),
         export_name=EXPORTS[section.method],
         storage=target,
         rows=rows,
@@ -111,7 +111,14 @@ def _train(config: Config, target: Storage, rows: Storage, counts: dict[str, Any
         )
 
 
-def _build(name: str, section: dict[str, Any], device: str) -> tuple[Any, Any]:
+def _pairing(config: Config) -> Any:
+    from ray_jobs.training.pairings import Pairing
+
+    section, workers = config.finetune, config.workers
+    return Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, section.quantization.type, section.lora.dora)
+
+
+def _build(name: str, section: dict[str, Any], sharded: bool, device: str) -> tuple[Any, Any]:
     import torch
 
     from ray_jobs.training.adapters import add_lora
@@ -120,7 +127,9 @@ def _build(name: str, section: dict[str, Any], device: str) -> tuple[Any, Any]:
 
     full = section["method"] == "full"
     dtype = torch.float32 if full else choose_dtype(section["dtype"], device)  # what trains is kept in float32
-    model = load_model(resolve_model(name), dtype=dtype, quantization=_quantization(section), device=device)
+    # quantizing needs whole weights, and DoRA starts from their norms
+    postponed = sharded and (full or (section["method"] == "lora" and not section["lora"]["dora"]))
+    model = load_model(resolve_model(name), dtype=dtype, quantization=_quantization(section), device=device, postponed=postponed)
     if full:
         return model, cross_entropy_loss
     lora = {key: value for key, value in section["lora"].items() if key != "plus_ratio"}  # the optimizer's
@@ -133,8 +142,12 @@ def _quantization(section: dict[str, Any]) -> Any:
     return Quantization(**section["quantization"]) if section["method"] == "qlora" else None
 
 
-def _export(name: str, dtype: str, model: Any, folder: Path) -> None:
-    """Write an adapter, or a model trained whole in the type it was computed in, with its tokenizer."""
+def _export(name: str, dtype: str, device: str, model: Any, folder: Path) -> None:
+    """Write an adapter, or a model trained whole in the type it was computed in, with its tokenizer.
+
+    Args:
+        device: where it was trained; a model that was in pieces lies on the CPU by now.
+    """
     from peft import PeftModel
 
     from ray_jobs.training.models import choose_dtype, load_tokenizer
@@ -143,7 +156,7 @@ def _export(name: str, dtype: str, model: Any, folder: Path) -> None:
         model.peft_config["default"].base_model_name_or_path = name  # not the path of this machine's cache
         model.save_pretrained(folder, save_embedding_layers=False)
         return
-    model.to(choose_dtype(dtype, model.device.type)).save_pretrained(folder)
+    model.to(choose_dtype(dtype, device)).save_pretrained(folder)
     load_tokenizer(resolve_model(name)).save_pretrained(folder)
 
 

@@ -5,6 +5,7 @@ of bounded size, so that no worker ever holds all of them. Rows and random numbe
 (seed, step, rank), so the step says where they stand.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.training.postponed import is_postponed, postpone
 from ray_jobs.training.strategies.base import State, Strategy, trainable
 
 FILE_BYTES = 2 * 10**9
@@ -124,7 +126,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def put_weights(self, model: nn.Module) -> None:
-        """Copy the trained weights into a whole model.
+        """Copy the trained weights into a whole model; those of the model that are postponed come from here when they are read.
 
         Raises:
             TrainingFailed: the model has other trainable tensors.
@@ -136,7 +138,11 @@ class Checkpoint:
                 "it is of another model; use --force to start anew"
             )
         for name, parameter in places.items():
-            parameter.copy_(self._weights[name].get_tensor(name))
+            read = functools.partial(self._weights[name].get_tensor, name)
+            if is_postponed(parameter):
+                postpone(parameter, read)
+            else:
+                parameter.copy_(read())
 
     def optimizer_state(self) -> Mapping[str, State]:
         """Return the optimizer's state by the parameter's name."""

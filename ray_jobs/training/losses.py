@@ -36,6 +36,14 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the list of a causal language model's decoder layers."""
+    config = causal_lm(model).config
+    return next(
+        module for module in causal_lm(model).modules() if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    )
+
+
 def valid_hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the last hidden states that predict a label, and the labels.
 

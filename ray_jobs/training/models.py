@@ -9,6 +9,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ray_jobs.core.errors import ModelError
+from ray_jobs.core.progress import say
+from ray_jobs.training.postponed import postponed_model
+from ray_jobs.training.ranks import rank
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AFTER_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
@@ -51,7 +54,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantization | None = None, device: str = "cpu") -> PreTrainedModel:
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype, quantization: Quantization | None = None, device: str = "cpu", postponed: bool = False
+) -> PreTrainedModel:
     """Return a causal language model in eval mode with scaled-dot-product attention.
 
     Args:
@@ -59,19 +64,23 @@ def load_model(folder: str | Path, *, dtype: torch.dtype, quantization: Quantiza
         dtype: type of the weights that stay unquantized, and of matrix products with 4-bit ones.
         quantization: how the linear layers are stored; none keeps them in `dtype`.
         device: cpu, cuda or cuda:N.
+        postponed: leave the weights in their files until a strategy reads them part by part (or `postponed.fill` all);
+            a model that is stored otherwise than it is computed with is loaded whole all the same, and says why.
 
     Raises:
         ModelError: transformers cannot load it, it is quantized already, its head has a bias, or it changes its logits after it.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            quantization_config=_bitsandbytes(folder, quantization, dtype),
-            device_map={"": device},
-        )
+        model = _load_postponed(folder, dtype, quantization, device) if postponed else None
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                quantization_config=_bitsandbytes(folder, quantization, dtype),
+                device_map={"": device},
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"model folder {folder} cannot be loaded: {error}") from None
     _refuse_logit_transforms(model.config, folder)
@@ -106,6 +115,15 @@ def check_unquantized(folder: str | Path, *, what: str) -> None:
             f"model folder {folder} is quantized already ({method}) and {what} needs plain weights: "
             "give the unquantized model, or use finetune.method = lora"
         )
+
+
+def _load_postponed(folder: str | Path, dtype: torch.dtype, quantization: Quantization | None, device: str) -> PreTrainedModel | None:
+    found = "quantizing needs whole weights" if quantization else postponed_model(folder, dtype=dtype, device=device)
+    if not isinstance(found, str):
+        return found
+    if rank() == 0:
+        say(f"each worker loads all of {folder} before it keeps its share: {found}")
+    return None
 
 
 def _bitsandbytes(folder: str | Path, quantization: Quantization | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -37,14 +37,23 @@ OFFLOADED = [
     {"name": "deepspeed", "zero_stage": 2, "offload": "optimizer"},
     {"name": "deepspeed", "zero_stage": 3, "offload": "parameters"},
 ]
+POSTPONED = "-postponed"
+"""Ending of a kind whose model is read part by part while it is cut."""
 FULL = [FSDP, *ZERO, *OFFLOADED]
 CASES = (
     [("full", strategy, {}, None) for strategy in FULL]
     + [(kind, strategy, {}, None) for kind in ("nf4", "distill") for strategy in (FSDP, ZERO[2])]
     + [("lora", ZERO[1], {"gradient_checkpointing": True}, None)]
     + [("full", strategy, {"dtype": "float16"}, None) for strategy in (FSDP, ZERO[2])]
+    + [(kind, strategy, {}, None) for kind in ("lora" + POSTPONED, "full" + POSTPONED) for strategy in (FSDP, ZERO[2])]
 )
-RESUMED = [("full", FSDP, {}, ZERO[2]), ("full", ZERO[2], {}, FSDP), ("full", ZERO[1], {}, "alone"), ("full", DDP, {}, OFFLOADED[1])]
+RESUMED = [
+    ("full", FSDP, {}, ZERO[2]),
+    ("full", ZERO[2], {}, FSDP),
+    ("full", ZERO[1], {}, "alone"),
+    ("full", DDP, {}, OFFLOADED[1]),
+    ("full" + POSTPONED, ZERO[2], {}, FSDP),
+]
 
 
 def label(kind, strategy, changes, came_from):
@@ -54,7 +63,9 @@ def label(kind, strategy, changes, came_from):
 def parts_of(kind, folder):
     """Return (model, loss): equal in each process."""
     torch.manual_seed(0)
-    model = load_model(folder, dtype=torch.float32, quantization=Quantization() if kind == "nf4" else None)
+    quantization = Quantization() if kind == "nf4" else None
+    model = load_model(folder, dtype=torch.float32, quantization=quantization, postponed=kind.endswith(POSTPONED))
+    kind = kind.removesuffix(POSTPONED)
     if kind == "distill":
         loss = DistillLoss(WorkerTeacher(model), kd_temperature=2.0, kd_weight=0.9, ce_weight=0.1)
         return build_student(model, [0, 3]), loss
@@ -144,6 +155,7 @@ def alone(tiny_model, folder):
     known = {}
 
     def result(kind, changes):
+        kind = kind.removesuffix(POSTPONED)
         key = label(kind, changes, None, None)
         if key not in known:
             known[key] = run(kind, tiny_model, folder, strategy=DDP, checkpoints=folder / "unused" / key, **changes)

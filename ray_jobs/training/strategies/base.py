@@ -59,6 +59,8 @@ class Strategy(abc.ABC):
     def prepare(self, module: LossModule, build_optimizer: BuildOptimizer, *, dtype: torch.dtype, max_grad_norm: float) -> None:
         """Take a model, equal on all workers and on its device, and make its optimizer.
 
+        Weights that are postponed are read here: part by part where this worker keeps a part of each.
+
         Args:
             dtype: of matrix products; float16 scales the loss.
             max_grad_norm: gradients are clipped to this norm over all parameters and workers.

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.losses import LossSums
+from ray_jobs.training.postponed import fill
 from ray_jobs.training.ranks import world_size
 from ray_jobs.training.strategies.base import BuildOptimizer, LossModule, TorchStrategy
 
@@ -19,6 +20,7 @@ class Ddp(TorchStrategy):
     def prepare(self, module: LossModule, build_optimizer: BuildOptimizer, *, dtype: torch.dtype, max_grad_norm: float) -> None:
         """Take a model that is equal on all workers."""
         self._module = module
+        fill(module)
         self._make_optimizer(build_optimizer, next(module.parameters()).device, dtype, max_grad_norm)
         self._forward: Any = module
         if world_size() > 1:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_jobs.training.batches import Batch
-from ray_jobs.training.losses import LossSums
+from ray_jobs.training.losses import LossSums, causal_lm, decoder_layers
 from ray_jobs.training.optimizers import set_learning_rate
+from ray_jobs.training.postponed import cut_in_parts, fill, is_postponed
 from ray_jobs.training.ranks import ensure_group, world_size
 from ray_jobs.training.strategies.base import BuildOptimizer, LossModule, State, Strategy, trainable
 from ray_jobs.training.strategies.loss_scale import LossScale
@@ -41,13 +42,14 @@ class DeepSpeed(Strategy):
         module.caches_casts = self._stage < 3  # copies would outlive the gathered parameters
         self._module, self._parameters = module, trainable(module.model)
         self._scale = LossScale() if dtype is torch.float16 else None
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(module.model),
-            config=engine_config(
-                self._stage, self._offload, max_grad_norm=max_grad_norm, numbers=sum(p.numel() for p in self._parameters.values())
-            ),
-        )
+        numbers = sum(p.numel() for p in self._parameters.values())
+        config = engine_config(self._stage, self._offload, max_grad_norm=max_grad_norm, numbers=numbers)
+        optimizer = build_optimizer(module.model)  # while the parameters have their shapes
+        if self._stage == 3 and any(map(is_postponed, module.parameters())):
+            parts = [*decoder_layers(module.model), causal_lm(module.model).get_input_embeddings(), module]
+            cut_in_parts(parts, lambda part: deepspeed.zero.Init(module=part, config_dict_or_path=config))
+        fill(module)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
 
     def forward(self, batch: Batch, *, last: bool = True) -> LossSums:
         """Return the loss of a micro-batch."""

@@ -1,5 +1,6 @@
 """FSDP2 shards: each worker holds a part of every parameter, gradient and moment, and gathers one decoder layer at a time."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ray_jobs.training.batches import Batch
-from ray_jobs.training.losses import LossSums, causal_lm
+from ray_jobs.training.losses import LossSums, decoder_layers
+from ray_jobs.training.postponed import cut_in_parts
 from ray_jobs.training.ranks import ensure_group, world_size
 from ray_jobs.training.strategies.base import BuildOptimizer, LossModule, TorchStrategy
 
@@ -31,9 +33,8 @@ class Fsdp(TorchStrategy):
         ensure_group(device)
         mesh = init_device_mesh(device.type, (world_size(),))
         module.caches_casts = False  # copies would outlive the gathered parameters
-        for layer in decoder_layers(module.model):
-            fully_shard(layer, mesh=mesh, mp_policy=_policy(layer, dtype))
-        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        cut_in_parts(decoder_layers(module.model), lambda layer: fully_shard(layer, mesh=mesh, mp_policy=_policy(layer, dtype)))
+        cut_in_parts([module], functools.partial(fully_shard, mesh=mesh, reshard_after_forward=False))
         self._module = module
         self._make_optimizer(build_optimizer, device, dtype, max_grad_norm)
 
@@ -72,14 +73,6 @@ class Fsdp(TorchStrategy):
         if value.shape != parameter.shape:
             return value
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the list of a causal language model's decoder layers."""
-    config = causal_lm(model).config
-    return next(
-        module for module in causal_lm(model).modules() if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    )
 
 
 def _policy(layer: nn.Module, dtype: torch.dtype) -> MixedPrecisionPolicy:
