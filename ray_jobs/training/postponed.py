@@ -1,25 +1,40 @@
 """Weights that stay in their files until someone asks: a strategy reads one part of a model, cuts it, and reads the next."""
 
-import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ray_jobs.core.errors import ModelError
+
 Read = Callable[[], Tensor]
 _READ = "postponed_read"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class _Place(NamedTuple):
+    """Where a tensor lies."""
+
     file: Path
+    start: int
     shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> Tensor:
+        # safetensors' own reader maps the whole file as private memory, all of which the limit of a process counts
+        tensor = torch.empty(self.shape, dtype=_DTYPES[self.dtype])
+        with self.file.open("rb") as opened:
+            opened.seek(self.start)
+            got = opened.readinto(tensor.view(-1).view(torch.uint8).numpy())
+        if got < tensor.nbytes:
+            raise ModelError(f"{self.file} ends {tensor.nbytes - got} bytes early: copy the model anew")
+        return tensor
 
 
 def postpone(parameter: nn.Parameter, read: Read) -> None:
@@ -36,7 +51,7 @@ def fill(module: nn.Module) -> None:
     """Read the values that a module's parameters lack, one at a time, onto their devices."""
     for parameter in module.parameters():
         if is_postponed(parameter):
-            parameter.data = getattr(parameter, _READ)().to(parameter.device, parameter.dtype, copy=True)
+            parameter.data = getattr(parameter, _READ)().to(parameter.device, parameter.dtype)
             delattr(parameter, _READ)
 
 
@@ -76,11 +91,21 @@ def postponed_model(folder: str | Path, *, dtype: torch.dtype, device: str) -> P
 def _places(folder: Path) -> dict[str, _Place]:
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [SAFE_WEIGHTS_NAME]
-    places = {}
-    for file in files:
-        with safe_open(folder / file, framework="pt") as opened:
-            places |= {name: _Place(folder / file, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()}
-    return places
+    return {name: place for file in files for name, place in _places_in(folder / file)}
+
+
+def _places_in(file: Path) -> Iterator[tuple[str, _Place]]:
+    """Yield the tensors of a file: the length of its header in 8 bytes, the header, the tensors.
+
+    Source:
+        https://github.com/huggingface/safetensors, "Format".
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield name, _Place(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
 
 
 def _mismatch(model: Any, places: dict[str, _Place], dtype: torch.dtype) -> str:
@@ -90,6 +115,8 @@ def _mismatch(model: Any, places: dict[str, _Place], dtype: torch.dtype) -> str:
     for name, parameter in parameters.items():
         if name not in places or places[name].shape != parameter.shape:
             return f"its files have no {name} of shape {tuple(parameter.shape)}"
+        if places[name].dtype not in _DTYPES:
+            return f"its files have {name} in {places[name].dtype}"
     if tied & places.keys():
         return f"its files have {min(tied & places.keys())}, which its config ties to another"
     if dtype is not torch.float32 and (model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict):
@@ -102,13 +129,8 @@ def _put_placeholders(model: nn.Module, places: dict[str, _Place], dtype: torch.
     for name, old in model.named_parameters():
         # one number in place of all: on its device, with its shape, and settable by `.data`, none of which meta tensors allow
         new[id(old)] = nn.Parameter(torch.empty((), dtype=dtype, device=device).expand(old.shape))
-        postpone(new[id(old)], functools.partial(_read, places[name].file, name))
+        postpone(new[id(old)], places[name].read)
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[key] = new[id(parameter)]
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as opened:  # opened for each, so that no more of the file stays mapped
-        return opened.get_tensor(name)

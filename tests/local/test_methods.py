@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from packed_rows import write_rows
+from safetensors.torch import load_file
 
 from ray_jobs import distill, finetune, prepare
 from ray_jobs.core.errors import ConfigError, ModelError
@@ -14,7 +15,7 @@ from ray_jobs.training.batches import PackedRows
 from ray_jobs.training.checkpoint import trainable
 from ray_jobs.training.loop import train
 from ray_jobs.training.losses import cross_entropy_loss
-from ray_jobs.training.models import Quantization, load_model
+from ray_jobs.training.models import Quantization, choose_dtype, load_model
 from ray_jobs.training.recipe import Recipe
 
 SEGMENTS = [(9, 7), (12,), (5, 5, 6), (16,)]
@@ -103,3 +104,9 @@ def test_a_quantized_folder_is_refused_but_for_lora(tiny_config, tiny_model, tmp
     with pytest.raises(ModelError, match=rf"quantized already \(gptq\) and finetune.method = {method} needs plain weights") as caught:
         finetune.check(tiny_config(teacher__model=str(folder), finetune__method=method))
     assert caught.value.exit_code == 2
+
+
+def test_a_model_trained_whole_is_written_in_the_type_it_was_computed_in_wherever_it_lies_by_then(tiny_model, tmp_path):
+    model = load_model(tiny_model, dtype=torch.float32)
+    finetune._export(str(tiny_model), "auto", "cuda", model, tmp_path)  # on the CPU, as after a strategy that held pieces of it
+    assert load_file(tmp_path / "model.safetensors")["model.norm.weight"].dtype == choose_dtype("auto", "cuda") != torch.float32

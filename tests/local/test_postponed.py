@@ -10,8 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from ray_jobs.core.errors import ModelError
 from ray_jobs.core.memory import peak_bytes, reset_peak
 from ray_jobs.training.adapters import add_lora
+from ray_jobs.training.allocator import return_freed_memory
 from ray_jobs.training.losses import cross_entropy_loss
 from ray_jobs.training.models import load_model
 from ray_jobs.training.optimizers import build_optimizer
@@ -20,7 +22,7 @@ from ray_jobs.training.strategies import choose_strategy
 from ray_jobs.training.strategies.base import LossModule
 
 SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-LARGE = {"vocab_size": 512, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 8, "num_attention_heads": 8}
+LARGE = {"vocab_size": 512, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8}
 
 
 def saved(config, folder, **options):
@@ -61,6 +63,15 @@ def test_what_names_do_not_match_is_loaded_whole_and_says_why(tmp_path, capsys):
     assert "its files have lm_head.weight, which its config ties to another" in capsys.readouterr().err
 
 
+def test_a_file_that_ends_early_is_an_error_of_the_model(tmp_path):
+    saved(LlamaConfig(**SMALL), tmp_path)
+    model = load_model(tmp_path, dtype=torch.float32, postponed=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors ends \d+ bytes early: copy the model anew"):
+        fill(model)
+
+
 def peak(folder, strategy, *, postponed):
     """Return how many bytes a process held at most while it loaded a model and cut it."""
     gc.collect()
@@ -77,6 +88,7 @@ def peak(folder, strategy, *, postponed):
 def _worker(process, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=process, world_size=2)
     torch.set_num_threads(1)
+    assert return_freed_memory()  # what is measured is what tensors take
     fsdp, zero = {"name": "fsdp"}, {"name": "deepspeed", "zero_stage": 3}
     before = max(peak(folder / "small", strategy, postponed=True) for strategy in (fsdp, zero))  # with what libraries make once
     cases = {"fsdp": (fsdp, True), "zero": (zero, True), "whole": (fsdp, False)}
@@ -95,6 +107,5 @@ def test_a_worker_never_holds_all_of_a_model_that_is_cut_into_pieces(tmp_path, m
     torch.multiprocessing.spawn(_worker, (port, tmp_path), nprocs=2)
     for process in range(2):
         grown = torch.load(tmp_path / f"{process}.pt")
-        print({name: round(value / size, 2) for name, value in grown.items()})
         assert grown["whole"] > size
-        assert max(grown["fsdp"], grown["zero"]) < 0.75 * size  # half of it, and one layer of eight
+        assert max(grown["fsdp"], grown["zero"]) < 0.75 * size, grown  # half of it, and one layer of sixteen
