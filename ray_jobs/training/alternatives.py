@@ -61,7 +61,7 @@ def over_workers(request: Request, limits: Limits) -> list[tuple[Sharding, list[
 def obstacle(request: Request, limits: Limits) -> str:
     """Return why a job cannot start, whatever its peak in training; "" where nothing stands in its way.
 
-    Settings that cannot work together, or shards of a model that no worker can read whole, as each does before it is cut.
+    Settings that cannot work together, or shards of a model that no worker can read whole, where each does before it is cut.
     """
     sharding = request.sharding
     method = "full" if request.method == "distill" else request.method
@@ -71,7 +71,7 @@ def obstacle(request: Request, limits: Limits) -> str:
         )
     except ConfigError as error:
         return str(error)
-    if not sharding.cuts_parameters:
+    if not sharding.cuts_parameters or _is_read_in_pieces(request):
         return ""
     whole = predict(request._replace(sharding=Sharding()))
     size = whole.weights + whole.constants + whole.teacher
@@ -82,6 +82,10 @@ def obstacle(request: Request, limits: Limits) -> str:
         f"each worker reads the whole model, {both_units(size)}, before {sharding.name} cuts it, and [workers] {field} gives "
         f"{both_units(limits.limit)}: give at least that much, store the base in fewer bits, or take a smaller model"
     )
+
+
+def _is_read_in_pieces(request: Request) -> bool:
+    return request.method in {"full", "lora"} and not request.lora.dora
 
 
 def smallest_change(request: Request, limits: Limits) -> str:

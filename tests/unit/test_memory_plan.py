@@ -242,13 +242,14 @@ def test_what_cannot_fit_is_refused_in_one_line_with_the_table_above(capsys):
 
 
 def test_shards_of_a_model_that_no_worker_can_read_whole_are_refused():
-    request = Request(LLAMA_3, "lora", WORK, Lora(2), sharding=Sharding("fsdp", 16))
+    request = Request(LLAMA_3, "lora", WORK, Lora(2, dora=True), sharding=Sharding("fsdp", 16))
     limit = predict(request).total + 10**6
     assert limit < plan_base(LLAMA_3, dtype=torch.float16).weights
     with pytest.raises(ConfigError, match=r"cannot start: each worker reads the whole model, 14.96 GiB .* before FSDP cuts it"):
         check_fits(request, Limits(limit, limit))
     assert not obstacle(request, Limits(17 * 10**9, 0))
     assert not obstacle(request._replace(sharding=Sharding("deepspeed", 16, 2)), Limits(limit, limit))
+    assert not obstacle(request._replace(lora=Lora(2)), Limits(limit, limit))  # read in pieces
 
 
 def test_no_change_is_named_that_would_be_refused():
