@@ -5,7 +5,7 @@ import torch
 
 from ray_jobs.training.adapters import add_lora, load_merged
 from ray_jobs.training.models import Quantization, load_model
-from ray_jobs.training.optimizers import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from ray_jobs.training.optimizers import build_optimizer, load_parameter_states, parameter_state
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
 
@@ -24,7 +24,7 @@ def test_paged_moments_are_bytes_in_pages_also_after_a_checkpoint(tiny_model):
     optimizer = build_optimizer(model, name="paged_adamw_8bit", learning_rate=1e-3, weight_decay=0.0)
     one_step(model, optimizer)
     again = build_optimizer(model, name="paged_adamw_8bit", learning_rate=1e-3, weight_decay=0.0)
-    load_optimizer_tensors(again, optimizer_tensors(optimizer))
+    load_parameter_states(again, ((parameter, parameter_state(optimizer, parameter)) for parameter in model.parameters()))
     embedding = model.get_input_embeddings().weight
     for one in (optimizer, again):
         moment = one.state[embedding]["state1"]
