@@ -111,13 +111,13 @@ def open_trackers(names: Sequence[str], *, storage: Storage, title: str, setting
 
 
 def figures(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line by name: {"terms": {"kl": 1.0}} is terms/kl, the second of a list has /rank_1."""
+    """Return the numbers of a line by name: {"terms": {"kl": 1.0}} is terms/kl, the second of a list has /rank_1; None is left out."""
     found: dict[str, float] = {}
     for name, value in line.items():
         inner = {f"rank_{rank}": each for rank, each in enumerate(value)} if isinstance(value, list) else value
         if isinstance(inner, Mapping):
             found |= {f"{name}/{key}": float(each) for key, each in inner.items()}
-        elif name not in _NO_FIGURES:
+        elif name not in _NO_FIGURES and inner is not None:
             found[name] = float(inner)
     return found
 

@@ -1,13 +1,18 @@
 """Each line reaches each tracker once; TensorBoard's files are read back; what cannot work is refused at the start."""
 
 import importlib.util
+import json
 
 import pytest
+import torch
 from pyarrow.fs import FileSelector
 from tensorboardX.proto import event_pb2
 
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.storage import Storage
+from ray_jobs.training.checkpoint import Progress
+from ray_jobs.training.metrics import Log
+from ray_jobs.training.timing import STEP, Clock, CommunicationProbe
 from ray_jobs.training.trackers import Trackers, check_trackers, figures, open_trackers
 
 
@@ -46,6 +51,19 @@ def scalars(folder):
 def test_figures_have_names_that_say_where_they_stood():
     found = figures({"step": 3, "loss": 1.5, "terms": {"kl": 1.0}, "host_peak_bytes": [7, 9], "wall_time": 12.0})
     assert found == {"loss": 1.5, "terms/kl": 1.0, "host_peak_bytes/rank_0": 7, "host_peak_bytes/rank_1": 9}
+
+
+def test_a_step_whose_gradients_overflowed_is_a_line_that_json_and_trackers_take():
+    progress, clock = Progress(), Clock(torch.device("cpu"))
+    log = Log(progress, every=1, last=1, clock=clock, probe=CommunicationProbe(world_size=1, first_step=0), on_log=None)
+    with clock(STEP):
+        pass
+    log.add_step(
+        {"loss": 1.0, "terms": {"ce": 1.0}, "label_tokens": 4, "learning_rate": 1e-4, "grad_norm": float("inf")}, tokens=8, seconds=1.0
+    )
+    (written,) = progress.log
+    assert json.loads(json.dumps(written, allow_nan=False))["grad_norm"] is None
+    assert "grad_norm" not in figures(written) and figures(written)["loss"] == 1.0
 
 
 def test_each_line_is_given_once():
