@@ -8,7 +8,7 @@ from ray_jobs.core.errors import StageMissing
 from ray_jobs.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from ray_jobs.training.alternatives import Limits
+    from ray_jobs.training.alternatives import Limits, OverWorkers
     from ray_jobs.training.architecture import Architecture
     from ray_jobs.training.memory_plan import Memory, Request
     from ray_jobs.training.run_estimate import Estimate
@@ -128,12 +128,16 @@ def _manifest(folder: RunFolder, stage: str) -> dict[str, Any] | None:
         return None
 
 
-def _over_workers(table: list[Any]) -> list[dict[str, Any]]:
+def _over_workers(table: list["OverWorkers"]) -> list[dict[str, Any]]:
     from ray_jobs.training.alternatives import WORKER_COUNTS
 
     return [
-        {"strategy": sharding.name, "total": dict(zip(WORKER_COUNTS, (memory.total for memory in row), strict=False))}
-        for sharding, row in table
+        {
+            "strategy": row.sharding.name,
+            "total": dict(zip(WORKER_COUNTS, (memory.total for memory in row.memories), strict=False)),
+            "obstacle": row.obstacle,
+        }
+        for row in table
     ]
 
 
@@ -151,7 +155,7 @@ def _introduction(config: Config, source: str, limits: "Limits") -> list[str]:
     ]
 
 
-def _tables(rows: list[dict[str, Any]], tables: dict[str, Any], limits: "Limits", summary: dict[str, Any]) -> list[str]:
+def _tables(rows: list[dict[str, Any]], tables: dict[str, list["OverWorkers"]], limits: "Limits", summary: dict[str, Any]) -> list[str]:
     from ray_jobs.training.plan_table import method_table, workers_table
 
     lines = method_table(rows, first=summary["first_that_fits"], configured=summary["configured"])

@@ -45,17 +45,28 @@ def methods(request: Request) -> list[Request]:
     return [*plain, *(request._replace(method="qlora", quantization=quantization) for quantization in stored)]
 
 
-def over_workers(request: Request, limits: Limits) -> list[tuple[Sharding, list[Memory]]]:
+class OverWorkers(NamedTuple):
+    """One strategy's memory by worker count."""
+
+    sharding: Sharding
+    memories: list[Memory]
+    """One for each of WORKER_COUNTS, up to the first that fits; empty where the job cannot start."""
+    obstacle: str
+    """Why it cannot start, or ""."""
+
+
+def over_workers(request: Request, limits: Limits) -> list[OverWorkers]:
     """Return each strategy's memory by worker count, up to the first count that fits."""
-    table = []
-    for strategy in STRATEGIES:
-        row = []
-        for count in WORKER_COUNTS:
-            row.append(predict(request._replace(sharding=strategy._replace(workers=count))))
-            if limits.hold(row[-1]):
-                break
-        table.append((strategy, row))
-    return table
+    return [_over_workers(request._replace(sharding=strategy), limits) for strategy in STRATEGIES]
+
+
+def _over_workers(request: Request, limits: Limits) -> OverWorkers:
+    found = OverWorkers(request.sharding, [], obstacle(request, limits))  # the same for any number of workers
+    for count in WORKER_COUNTS if not found.obstacle else ():
+        found.memories.append(predict(request._replace(sharding=request.sharding._replace(workers=count))))
+        if limits.hold(found.memories[-1]):
+            break
+    return found
 
 
 def obstacle(request: Request, limits: Limits) -> str:

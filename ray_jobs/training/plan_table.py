@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from ray_jobs.training.alternatives import WORKER_COUNTS, Limits
+from ray_jobs.training.alternatives import WORKER_COUNTS, Limits, OverWorkers
 from ray_jobs.training.memory_plan import PARTS, Memory
-from ray_jobs.training.sharding_plan import Sharding
 
 GB = 10**9
 
@@ -32,16 +31,19 @@ def method_table(rows: list[dict[str, Any]], *, first: str | None, configured: s
     return lines
 
 
-def workers_table(name: str, table: list[tuple[Sharding, list[Memory]]], limits: Limits) -> list[str]:
+def workers_table(name: str, table: list[OverWorkers], limits: Limits) -> list[str]:
     """Return the GB of one worker by strategy and number of workers, each row up to the first that fits."""
-    longest = max(len(row) for _, row in table)
+    longest = max(len(row.memories) for row in table)
     title = f"{name}, GB per worker of"
-    width = max(len(title), *(len(sharding.name) + 2 for sharding, _ in table))
+    width = max(len(title), *(len(row.sharding.name) + 2 for row in table))
     lines = [f"{title:<{width}} " + " ".join(f"{count:>7}" for count in WORKER_COUNTS[:longest])]
-    for sharding, row in table:
-        cells = " ".join(f"{memory.total / GB:>7.2f}" for memory in row)
-        mark = "  <- first that fits" if limits.hold(row[-1]) else "  does not fit"
-        lines.append(f"{'  ' + sharding.name:<{width}} {cells}{mark}")
+    for row in table:
+        label = f"{'  ' + row.sharding.name:<{width}}"
+        if row.obstacle:
+            lines.append(f"{label}   cannot start: {row.obstacle}")
+            continue
+        cells = " ".join(f"{memory.total / GB:>7.2f}" for memory in row.memories)
+        lines.append(f"{label} {cells}{'  <- first that fits' if limits.hold(row.memories[-1]) else '  does not fit'}")
     return lines
 
 

@@ -1,38 +1,39 @@
-"""SIGTERM is an interrupt, and Ray Train's way to end on one is undone."""
+"""SIGTERM is an interrupt, and Ray Train's way to end on one is undone: each case in a process of its own, by a real signal."""
 
 import signal
+import subprocess
 import sys
 
-import pytest
+WAIT = "print('ready', flush=True); time.sleep(60)"
+HEAD = "import signal, sys, time; from ray_jobs.core.interrupts import interrupts_of_ray_train, terminate_as_interrupt"
 
-from ray_jobs.core.interrupts import interrupts_of_ray_train, terminate_as_interrupt
 
-
-@pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def ended(program: str, number: signal.Signals) -> tuple[int, str]:
+    """How a process ends (negative: by that signal) and what it said when `number` reaches it while it waits."""
+    command = [sys.executable, "-c", f"{HEAD}\n{program}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    return process.returncode, said.strip()
 
 
 def test_sigterm_interrupts():
-    terminate_as_interrupt()
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
+    assert ended(f"terminate_as_interrupt(); {WAIT}", signal.SIGTERM) == (-signal.SIGINT, "")
 
 
 def test_who_handles_interrupts_handles_sigterm_too():
-    seen = []
-    terminate_as_interrupt()
-    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    signal.raise_signal(signal.SIGTERM)
-    assert seen == [signal.SIGINT]
+    handler = "signal.signal(signal.SIGINT, lambda number, frame: sys.exit(int(number) + 5))"
+    assert ended(f"terminate_as_interrupt(); {handler}; {WAIT}", signal.SIGTERM) == (signal.SIGINT + 5, "")
 
 
 def test_an_exit_with_success_is_told_as_the_interrupt_it_was_and_its_handler_goes():
-    with pytest.raises(KeyboardInterrupt), interrupts_of_ray_train():
+    program = f"""
+try:
+    with interrupts_of_ray_train():
         signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))  # as TorchTrainer.fit does
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        {WAIT}
+except KeyboardInterrupt:
+    print("interrupted,", "restored" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "left")
+"""
+    assert ended(program, signal.SIGINT) == (0, "interrupted, restored")

@@ -23,6 +23,7 @@ from ray_jobs.training.largest import largest_batch, largest_length
 from ray_jobs.training.losses import CHUNK_POSITIONS, head_cross_entropy
 from ray_jobs.training.memory_plan import Lora, Request, Work, optimizer_bytes, plan_base, predict
 from ray_jobs.training.models import Quantization, load_model
+from ray_jobs.training.plan_table import workers_table
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.run_estimate import Rate, estimate, measured_rate
 from ray_jobs.training.sharding_plan import Sharding
@@ -262,9 +263,20 @@ def test_no_change_is_named_that_would_be_refused():
 def test_strategies_are_tried_with_more_workers_until_one_fits():
     request = Request(SMALL | {"vocab_size": 32000, "num_hidden_layers": 64}, "full", ON_CPU)
     limit = predict(request._replace(sharding=Sharding("deepspeed", 8, 3))).total
-    rows = dict(over_workers(request, Limits(limit, limit)))
+    rows = {row.sharding: row.memories for row in over_workers(request, Limits(limit, limit))}
     assert len(rows[Sharding("deepspeed", zero_stage=3)]) == 4  # 1, 2, 4, 8
     assert rows[Sharding("deepspeed", zero_stage=3)][-1].total <= limit
+
+
+def test_a_strategy_that_cannot_start_is_named_with_its_reason_instead_of_a_size():
+    request = Request(SMALL, "qlora", ON_CPU, Lora(2), quantization=Quantization("int8"))
+    limits = Limits(10**12, 10**12)
+    rows = over_workers(request, limits)
+    refused = [row for row in rows if row.obstacle]
+    assert refused
+    assert len(refused) < len(rows)
+    assert all(bool(row.memories) == (row not in refused) for row in rows)
+    assert f"cannot start: {refused[0].obstacle}" in "\n".join(workers_table("full", rows, limits))
 
 
 def test_steps_tokens_time_and_disk():
