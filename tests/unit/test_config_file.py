@@ -55,7 +55,7 @@ def test_overrides_win_over_the_file_and_take_toml_values(minimal):
         (["--run.name", "a b"], "letters, digits, dot, dash, underscore"),
         (["--run.name", "../a"], "letters, digits, dot, dash, underscore"),
         (["--workers.memory", "16QB"], "'16QB' is not understood"),
-        (["--distill.kd_weight", "0", "--distill.ce_weight", "0"], "both 0: nothing to learn"),
+        (["--distill.kd_weight", "0", "--distill.ce_weight", "0"], "all 0: nothing to learn"),
         (["--finetune.lora", "3"], "'finetune.lora' = 3"),
         (["--run.name.x", "1"], "'name' is a value, not a section"),
         (["--finetune.lora.rank"], "has no value"),
