@@ -14,8 +14,8 @@ install: $(VENV)/.installed  ## the environment, from the lock
 
 dev: $(VENV)/.dev  ## the same with test tools
 
-test: dev  ## the whole suite
-	$(BIN)/python -m pytest
+test: dev  ## the whole suite, in two processes: the tests on a cluster in one, the others beside them
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: dev  ## style, types, docs
 	$(BIN)/ruff check .
