@@ -1,6 +1,6 @@
 """SIGTERM is an interrupt, and Ray Train's way to end on one is undone.
 
-Each case has a process of its own: once OpenVINO 2026 has been imported after Ray, the main thread's alternate signal
+Each case has a process of its own: once the CPU plugin of OpenVINO 2026 has been loaded, the main thread's alternate signal
 stack, on which Python's handlers run, is unmapped, and any signal ends the process.
 """
 
