@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_jobs.distillation.divergence import CHUNK_POSITIONS, fused_head_loss
+from ray_jobs.distillation.target_hooks import AsksTargets
 from ray_jobs.distillation.targets import HiddenTarget, Targets
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.losses import LossSums, causal_lm, valid_hidden
 
 
-class DistillLoss:
+class DistillLoss(AsksTargets):
     """kd_weight * T^2 KL(teacher || student) + ce_weight * cross-entropy on the labels; terms `kl` and `ce` apart.
 
     Without gradients (in evaluation) the divergence is taken at temperature 1, the plain KL in nats, which compares

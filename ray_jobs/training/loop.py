@@ -11,6 +11,7 @@ from torch import nn
 from ray_jobs.core.progress import OnProgress
 from ray_jobs.training.batches import PackedRows, step_rows
 from ray_jobs.training.checkpoint import Progress
+from ray_jobs.training.loss_hooks import LossHooks
 from ray_jobs.training.losses import Loss
 from ray_jobs.training.metrics import Log, OnLog
 from ray_jobs.training.models import choose_dtype
@@ -66,15 +67,17 @@ def train(  # noqa: PLR0913 - the whole of a run in one place
         last=steps,
         clock=worker.clock,
         probe=probe,
+        counts=worker.hooks.counts,
         on_log=on_log if rank() == 0 else None,
     )
     if eval_rows is not None and progress.eval_before is None:
         progress.eval_before = worker.evaluate(eval_rows)
         log.add_evaluation(progress.eval_before)
+    upcoming = worker.batches(rows, steps)
     for step in range(progress.step, steps):
         started = time.perf_counter()
         with worker.clock(STEP), probe(step):
-            figures = worker.step(rows, step, learning_rate=recipe.learning_rate_at(step, steps))
+            figures = worker.step(upcoming, step, learning_rate=recipe.learning_rate_at(step, steps))
         chosen = step_rows(len(rows), step=step, seed=recipe.seed, global_batch_size=recipe.global_batch_size)
         log.add_step(figures, tokens=rows.num_tokens(chosen), seconds=time.perf_counter() - started)
         if eval_rows is not None and (step + 1 == steps or _due(step + 1, recipe.eval_every_steps)):
@@ -92,7 +95,7 @@ def evaluate(
     model: nn.Module, loss: Loss, rows: PackedRows, *, micro_batch_size: int = 2, dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
     """Return a whole model's loss in nats per valid token over all rows: `loss`, `terms`, `label_tokens`; every worker must call it."""
-    return evaluate_with(LossModule(model, loss, dtype), model, rows, micro_batch_size=micro_batch_size)
+    return evaluate_with(LossModule(model, loss, dtype), model, rows, micro_batch_size=micro_batch_size, hooks=LossHooks(loss))
 
 
 def _due(step: int, every: int) -> bool:

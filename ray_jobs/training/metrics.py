@@ -50,12 +50,25 @@ class Log:
         last: the last step, which is always logged.
         clock: what timed the parts of the steps.
         probe: what sampled their communication.
+        counts: what the loss did on this worker since it began (see `LossHooks`).
         on_log: called after each new line.
     """
 
-    def __init__(self, progress: Progress, *, every: int, last: int, clock: Clock, probe: CommunicationProbe, on_log: OnLog | None):
+    def __init__(
+        self,
+        progress: Progress,
+        *,
+        every: int,
+        last: int,
+        clock: Clock,
+        probe: CommunicationProbe,
+        on_log: OnLog | None,
+        counts: Callable[[], dict[str, float]] = dict,
+    ):
         self._progress, self._every, self._last, self._on_log = progress, every, last, on_log
-        self._clock, self._probe = clock, probe
+        self._clock, self._probe, self._counts = clock, probe, counts
+        self._counted: dict[str, float] = {}
+        self._last_step = progress.step
         self._window: list[dict[str, Any]] = []
         self._first_step, self._began = progress.step, 0.0
 
@@ -109,18 +122,41 @@ class Log:
     def _readings(self) -> dict[str, Any]:
         mine = {**shares(self._clock.take()), "communication": self._probe.share}
         found = gather((mine, peaks()))
+        told = self._told()
         done, left = self._progress.step - self._first_step, self._last - self._progress.step
         return {
             "shares": {part: round(sum(theirs[part] for theirs, _ in found) / len(found), 4) for part in mine},
             **{name: [peak[name] for _, peak in found] for name in found[0][1]},
+            **({"counts": told} if told else {}),
             "eta_s": round((time.monotonic() - self._began) / done * left, 1),
             "wall_time": time.time(),
         }
+
+    def _told(self) -> dict[str, float]:
+        """Return what the loss did since the last line: numbers of all workers together, seconds of a step's mean worker."""
+        now = self._counts()
+        mine = {name: value - self._counted.get(name, 0) for name, value in now.items()}
+        self._counted = now
+        every, steps = gather(mine), max(1, self._progress.step - self._last_step)
+        self._last_step = self._progress.step
+        sums = {name: sum(each[name] for each in every) for name in mine}
+        return {name: round(value / steps / len(every), 6) if name.endswith("_s") else value for name, value in sums.items()}
 
     def _write(self, line: dict[str, Any]) -> None:
         self._progress.log.append(line)
         if self._on_log:
             self._on_log(self._progress.log)
+
+
+def counted(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Return what the loss did over a run, from its lines: numbers of all workers, and seconds of the mean worker, by name."""
+    totals: dict[str, float] = {}
+    before = 0
+    for line in (line for line in lines if "loss" in line):
+        for name, value in line.get("counts", {}).items():
+            totals[name] = totals.get(name, 0) + value * (line["step"] - before if name.endswith("_s") else 1)
+        before = line["step"]
+    return totals
 
 
 def in_words(line: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ray_jobs.core.errors import ModelError
 
@@ -18,8 +18,8 @@ _READ = "postponed_read"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-class _Place(NamedTuple):
-    """Where a tensor lies."""
+class Place(NamedTuple):
+    """Where a tensor lies in a file of safetensors."""
 
     file: Path
     start: int
@@ -27,6 +27,7 @@ class _Place(NamedTuple):
     dtype: str
 
     def read(self) -> Tensor:
+        """Return the tensor in memory of its own."""
         # safetensors' own reader maps the whole file as private memory, all of which the limit of a process counts
         tensor = torch.empty(self.shape, dtype=_DTYPES[self.dtype])
         with self.file.open("rb") as opened:
@@ -76,7 +77,7 @@ def postponed_model(folder: str | Path, *, dtype: torch.dtype, device: str) -> P
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()  # the context unties them
     try:
-        places = _places(Path(folder))
+        places = tensor_places(Path(folder))
     except FileNotFoundError as error:
         return f"it has no safetensors ({error})"
     reason = _mismatch(model, places, dtype)
@@ -88,13 +89,18 @@ def postponed_model(folder: str | Path, *, dtype: torch.dtype, device: str) -> P
     return model.to(device)
 
 
-def _places(folder: Path) -> dict[str, _Place]:
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [SAFE_WEIGHTS_NAME]
-    return {name: place for file in files for name, place in _places_in(folder / file)}
+def tensor_places(folder: Path, name: str = SAFE_WEIGHTS_NAME) -> dict[str, Place]:
+    """Return where a model folder's tensors lie, by name.
+
+    Raises:
+        FileNotFoundError: it has no safetensors.
+    """
+    index = folder / f"{name}.index.json"
+    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [name]
+    return {tensor: place for file in files for tensor, place in _places_in(folder / file)}
 
 
-def _places_in(file: Path) -> Iterator[tuple[str, _Place]]:
+def _places_in(file: Path) -> Iterator[tuple[str, Place]]:
     """Yield the tensors of a file: the length of its header in 8 bytes, the header, the tensors.
 
     Source:
@@ -105,10 +111,10 @@ def _places_in(file: Path) -> Iterator[tuple[str, _Place]]:
         header = json.loads(opened.read(length))
     for name, entry in header.items():
         if name != "__metadata__":
-            yield name, _Place(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
+            yield name, Place(file, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), entry["dtype"])
 
 
-def _mismatch(model: Any, places: dict[str, _Place], dtype: torch.dtype) -> str:
+def _mismatch(model: Any, places: dict[str, Place], dtype: torch.dtype) -> str:
     """Return why reading by name would not give what from_pretrained gives, which maps names and types; empty where it would."""
     parameters = dict(model.named_parameters())
     tied = dict(model.named_parameters(remove_duplicate=False)).keys() - parameters.keys()
@@ -124,7 +130,7 @@ def _mismatch(model: Any, places: dict[str, _Place], dtype: torch.dtype) -> str:
     return ""
 
 
-def _put_placeholders(model: nn.Module, places: dict[str, _Place], dtype: torch.dtype, device: torch.device) -> None:
+def _put_placeholders(model: nn.Module, places: dict[str, Place], dtype: torch.dtype, device: torch.device) -> None:
     new = {}
     for name, old in model.named_parameters():
         # one number in place of all: on its device, with its shape, and settable by `.data`, none of which meta tensors allow

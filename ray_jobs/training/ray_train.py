@@ -25,7 +25,7 @@ def fit(job: TrainingJob, *, workers: Workers, max_failures: int, keep_checkpoin
     Returns:
         eval_before and eval_after ({loss, terms, label_tokens} or None), steps, tokens, train_seconds,
         peak_bytes and gpu_peak_bytes (lists, one figure for each rank), trainable_parameters, total_parameters,
-        memory ({host, gpu: {limit_bytes, predicted_bytes}}).
+        memory ({host, gpu: {limit_bytes, predicted_bytes}}), loss_counts and loss_facts (see `LossHooks`).
 
     Raises:
         ClusterError: no node can hold a worker.

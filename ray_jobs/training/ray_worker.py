@@ -118,6 +118,7 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
     from ray_jobs.training.batches import PackedRows
     from ray_jobs.training.full_disk import require_room
     from ray_jobs.training.loop import train
+    from ray_jobs.training.loss_hooks import LossHooks
     from ray_jobs.training.memory import hold_gpu
     from ray_jobs.training.ranks import gather, rank
     from ray_jobs.training.strategies import choose_strategy
@@ -146,22 +147,26 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
             on_checkpoint=functools.partial(_report, job.storage),
         )
         on_log(progress.log)  # all lines may be of an earlier attempt
+        facts = LossHooks(loss).facts()
     peak = gather(peaks())
     if rank() == 0:
         job.storage.write_jsonl(METRICS, progress.log)
         with tempfile.TemporaryDirectory() as temporary:
             job.export(model, Path(temporary))
             job.storage.upload(Path(temporary), job.export_name)
-        job.storage.write_json(RESULT, {**_result(progress, peak), **counts, "memory": _memory(job, workers)})
+        job.storage.write_json(RESULT, {**_result(progress, peak), **counts, "memory": _memory(job, workers), "loss_facts": facts})
 
 
 def _result(progress: Any, peak: list[dict[str, int]]) -> dict[str, Any]:
+    from ray_jobs.training.metrics import counted
+
     return {
         "eval_before": progress.eval_before,
         "eval_after": progress.eval_after,
         "steps": progress.step,
         "tokens": progress.tokens,
         "train_seconds": round(progress.seconds, 3),
+        "loss_counts": counted(progress.log),
         "peak_bytes": [each["host_peak_bytes"] for each in peak],
         "gpu_peak_bytes": [each["gpu_peak_bytes"] for each in peak],
     }

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.training.batches import Batch, PackedRows, eval_batches, step_batches
 from ray_jobs.training.checkpoint import Checkpoint, Progress, TensorFiles, put_tensors, save_checkpoint
+from ray_jobs.training.loss_hooks import LossHooks
 from ray_jobs.training.losses import Loss
 from ray_jobs.training.metrics import Tally
 from ray_jobs.training.optimizers import build_optimizer
@@ -34,7 +36,7 @@ class Worker:
     def __init__(self, model: nn.Module, loss: Loss, recipe: Recipe, strategy: Strategy, dtype: torch.dtype, resume_from: Path | None):
         self._model, self._recipe, self._strategy = model, recipe, strategy
         self._device = next(model.parameters()).device
-        self.clock = Clock(self._device)
+        self.clock, self.hooks = Clock(self._device), LossHooks(loss)
         self.progress = Progress()
         checkpoint = None if resume_from is None else Checkpoint(resume_from)
         if checkpoint is not None:
@@ -49,10 +51,21 @@ class Worker:
 
     def save(self, folder: Path | None) -> None:
         """Write a checkpoint; every worker must call it, and one gives a folder."""
+        self.hooks.flush()
         save_checkpoint(folder, self._strategy, self.progress)
 
-    def step(self, rows: PackedRows, step: int, *, learning_rate: float) -> dict[str, Any]:
+    def batches(self, rows: PackedRows, num_steps: int) -> Iterator[list[Batch]]:
+        """Yield this worker's micro-batches of each step up to `num_steps`, from where the run stands; the loss knows them ahead."""
+        recipe = self._recipe
+        sizes = {"global_batch_size": recipe.global_batch_size, "micro_batch_size": recipe.micro_batch_size}
+        place = {"seed": recipe.seed, "rank": rank(), "world_size": world_size()}
+        return self.hooks.announced(step_batches(rows, step=step, **sizes, **place) for step in range(self.progress.step, num_steps))
+
+    def step(self, upcoming: Iterator[list[Batch]], step: int, *, learning_rate: float) -> dict[str, Any]:
         """Do one optimizer step, and return its figures over all workers.
+
+        Args:
+            upcoming: what `batches` returned; the step's are next.
 
         Raises:
             TrainingFailed: the loss is no longer finite.
@@ -60,15 +73,7 @@ class Worker:
         recipe = self._recipe
         self._seed(step)
         with self.clock("data"):
-            batches = step_batches(
-                rows,
-                step=step,
-                seed=recipe.seed,
-                global_batch_size=recipe.global_batch_size,
-                micro_batch_size=recipe.micro_batch_size,
-                rank=rank(),
-                world_size=world_size(),
-            )
+            batches = next(upcoming)
         figures = self._backward(batches).over_ranks(self._device)
         if not math.isfinite(figures["loss"]):
             raise TrainingFailed(
@@ -80,12 +85,13 @@ class Worker:
 
     def evaluate(self, rows: PackedRows) -> dict[str, Any]:
         """Return the loss in nats per valid token over all rows: `loss`, `terms`, `label_tokens`."""
-        figures = evaluate_with(self._strategy.forward, self._model, rows, micro_batch_size=self._recipe.micro_batch_size)
+        figures = evaluate_with(self._strategy.forward, self._model, rows, micro_batch_size=self._recipe.micro_batch_size, hooks=self.hooks)
         self._strategy.after_evaluation()
         return figures
 
     def finish(self) -> None:
         """Leave the model on worker 0 with its trained parameters whole; elsewhere they may stay in pieces."""
+        self.hooks.flush()
         if self._strategy.in_pieces:
             self._make_whole()
         self._strategy.release()
@@ -131,18 +137,20 @@ class Worker:
 
 
 @torch.no_grad()
-def evaluate_with(forward: Any, model: nn.Module, rows: PackedRows, *, micro_batch_size: int) -> dict[str, Any]:
+def evaluate_with(forward: Any, model: nn.Module, rows: PackedRows, *, micro_batch_size: int, hooks: LossHooks) -> dict[str, Any]:
     """Return the loss in nats per valid token over all rows; every worker must call it.
 
     Args:
         forward: from a micro-batch on the model's device to its LossSums.
         model: goes into eval mode, and back.
+        hooks: of the loss.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     tally = Tally()
-    for batch in eval_batches(rows, micro_batch_size=micro_batch_size, rank=rank(), world_size=world_size()):
+    singly = ([batch] for batch in eval_batches(rows, micro_batch_size=micro_batch_size, rank=rank(), world_size=world_size()))
+    for (batch,) in hooks.announced(singly):
         tally.add(forward(batch.to(device)), batch)
     model.train(was_training)
     return tally.over_ranks(device)

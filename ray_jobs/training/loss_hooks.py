@@ -1,0 +1,34 @@
+"""What a loss may have beside being called: a word on the batches to come, a moment before each checkpoint, and its own figures."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ray_jobs.training.batches import Batch
+from ray_jobs.training.losses import Loss
+
+
+class LossHooks:
+    """The methods of a loss that the loop calls where it has them.
+
+    `announce(batches)` is told of each micro-batch once, `ahead` steps before it is asked for; `flush()` comes before a
+    checkpoint; `counts()` returns what was done on this worker since it began: seconds (names in _s) and numbers by name;
+    `facts()` what result.json says of the loss, on worker 0 at the end.
+    """
+
+    def __init__(self, loss: Loss):
+        self.ahead: int = getattr(loss, "ahead", 0)
+        self.announce: Callable[[list[Batch]], None] = getattr(loss, "announce", lambda batches: None)
+        self.flush: Callable[[], None] = getattr(loss, "flush", lambda: None)
+        self.counts: Callable[[], dict[str, float]] = getattr(loss, "counts", dict)
+        self.facts: Callable[[], dict[str, Any]] = getattr(loss, "facts", dict)
+
+    def announced(self, groups: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        """Yield the groups in order, each announced when the one `ahead` places before it is yielded."""
+        waiting: deque[list[Batch]] = deque()
+        for group in groups:
+            self.announce(group)
+            waiting.append(group)
+            if len(waiting) > self.ahead:
+                yield waiting.popleft()
+        yield from waiting
