@@ -74,7 +74,8 @@ class KeptTopK(NamedTuple):
 
     def join(self, rows: Sequence[bytes], head: Callable[[], Tensor], device: torch.device) -> TopKTarget:
         """Return the target of a batch from those of its rows."""
-        return self.codec.decode(b"".join(rows)).to(device)
+        parts = [self.codec.decode(data) for data in rows or [b""]]
+        return TopKTarget(*(torch.cat(columns) for columns in zip(*parts, strict=True))).to(device)
 
 
 class CachedTargets:

@@ -14,7 +14,7 @@ from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.student import build_student
 from ray_jobs.distillation.targets import LazyTeacher
-from ray_jobs.distillation.topk import TopKCodec
+from ray_jobs.distillation.topk import TopKCodec, make_top_k
 from ray_jobs.training.batches import IGNORE, Batch, PackedRows, collate
 from ray_jobs.training.loop import train
 from ray_jobs.training.models import load_model
@@ -99,6 +99,11 @@ def test_what_was_just_computed_is_what_would_be_read(rows, lazy, tmp_path, name
     read = cached(lazy, tmp_path, kept=kept, kind=name).of(batch)
     assert all(torch.equal(one, other) for one, other in zip(computed, read, strict=True))
     assert lazy.asked == 2
+    if name == "top_k":
+        exact, labels = lazy.of(batch), batch.labels_BT[:, 1:][batch.labels_BT[:, 1:] != IGNORE]
+        whole = make_top_k(exact.hidden_NH, exact.head_VH, labels, k=32)
+        torch.testing.assert_close(read.log_p_NK, whole.log_p_NK, atol=1e-3, rtol=0)
+        assert torch.equal(read.token_ids_NK, whole.token_ids_NK)
 
 
 def test_a_damaged_shard_is_computed_again_with_an_equal_result(tiny_model, rows, lazy, tmp_path):
