@@ -8,10 +8,8 @@ step differ is refused. benchmarks/FINETUNE.md has the results.
 
 import argparse
 import itertools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.course_rows import write_course_rows
+from benchmarks.turns import add_result, ratio, results, run_process
 
 SAME_LOSS = 1e-3
 """Largest relative difference of the first step's losses for which two systems count as doing the same work."""
-ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -53,13 +51,7 @@ def run_all(options: argparse.Namespace) -> None:
                 settings = {**shared, "system": system, "method": method, "checkpointing": checkpointing}
                 run = {"turn": f"{options.turn}-{repetition}", "load": os.getloadavg()[0], **settings, **measure(settings, options)}
                 print(f"{system} {method} {checkpointing}: {run['cpu_s']:.1f} CPU s a step, load {run['load']:.0f}", file=sys.stderr)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-
-
-def results(file: Path) -> list[dict[str, Any]]:
-    """Return the runs of a file."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+                add_result(options.out, run)
 
 
 def arguments() -> argparse.Namespace:
@@ -81,19 +73,9 @@ def arguments() -> argparse.Namespace:
 
 def measure(settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Run one contestant in a process of its own and return what it printed."""
-    ours = settings["system"] != "trl"
-    file = "finetune_ours.py" if ours else "finetune_trl.py"
-    threads = {"OMP_NUM_THREADS": str(settings["threads"]), "MKL_NUM_THREADS": str(settings["threads"])}
-    environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if ours:
-        environment["PYTHONPATH"] = str(ROOT)
-    else:
-        environment.pop("PYTHONPATH", None)
-    command = [sys.executable if ours else options.trl_python, str(ROOT / "benchmarks" / file), "--settings", json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        sys.exit(f"{settings['system']} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    if settings["system"] == "trl":
+        return run_process("benchmarks.finetune_trl", settings, python=options.trl_python)
+    return run_process("benchmarks.finetune_ours", settings, python=sys.executable)
 
 
 def refuse_other_work(runs: list[dict[str, Any]]) -> None:
@@ -132,10 +114,6 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def by_turn(runs: list[dict[str, Any]], cell: tuple[str, bool], system: str) -> dict[str, dict[str, Any]]:
     return {run["turn"]: run for run in runs if cell_of(run) == cell and run["system"] == system}
-
-
-def ratio(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":
