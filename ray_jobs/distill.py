@@ -104,6 +104,7 @@ def _memory_plan(config: Config) -> JobPlan:
 def _build(config: Config, source: ModelSource, device: str) -> tuple[Any, Any]:
     import torch
 
+    from ray_jobs.distillation.divergence import Divergence
     from ray_jobs.distillation.layers import choose_layers
     from ray_jobs.distillation.loss import DistillLoss
     from ray_jobs.distillation.student import build_student, check_head_width
@@ -118,9 +119,8 @@ def _build(config: Config, source: ModelSource, device: str) -> tuple[Any, Any]:
     else:
         model = load_model(resolve_model(student.model), dtype=torch.float32, device=device)
         check_head_width(model, teacher)
-    loss = DistillLoss(
-        WorkerTeacher(teacher), kd_temperature=section.kd_temperature, kd_weight=section.kd_weight, ce_weight=section.ce_weight
-    )
+    divergence = Divergence(section.divergence, beta=section.beta, skew=section.skew, temperature=section.kd_temperature)
+    loss = DistillLoss(WorkerTeacher(teacher), divergence=divergence, kd_weight=section.kd_weight, ce_weight=section.ce_weight)
     return model, loss
 
 

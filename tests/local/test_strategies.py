@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.student import build_student
 from ray_jobs.distillation.targets import WorkerTeacher
@@ -67,7 +68,7 @@ def parts_of(kind, folder):
     model = load_model(folder, dtype=torch.float32, quantization=quantization, postponed=kind.endswith(POSTPONED))
     kind = kind.removesuffix(POSTPONED)
     if kind == "distill":
-        loss = DistillLoss(WorkerTeacher(model), kd_temperature=2.0, kd_weight=0.9, ce_weight=0.1)
+        loss = DistillLoss(WorkerTeacher(model), divergence=Divergence(temperature=2.0), kd_weight=0.9, ce_weight=0.1)
         return build_student(model, [0, 3]), loss
     if kind != "full":
         model = add_lora(model, rank=4, alpha=8, dropout=0.0, targets="all-linear")

@@ -10,6 +10,7 @@ from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.cache import CachedTargets, KeptHidden, KeptTopK
 from ray_jobs.distillation.head import read_head
 from ray_jobs.distillation.identity import row_keys, teacher_identity
+from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.student import build_student
@@ -61,7 +62,7 @@ def distil(tiny_model, rows, targets, *, steps=4):
     return student.state_dict(), progress
 
 
-OPTIONS = {"kd_temperature": 2.0, "kd_weight": 0.9, "ce_weight": 0.1}
+OPTIONS = {"divergence": Divergence(temperature=2.0), "kd_weight": 0.9, "ce_weight": 0.1}
 
 
 def assert_equal(weights, others):

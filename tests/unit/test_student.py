@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.layers import choose_layers
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.student import build_student, check_head_width, check_vocabulary, shrink_config
@@ -122,7 +123,7 @@ def test_heads_of_other_sizes_are_refused():
 
 def test_loss_equals_the_models_own_logits_and_logs_terms_apart():
     teacher, student, rows = llama(), llama(2, seed=5), batch()
-    loss = DistillLoss(WorkerTeacher(teacher), kd_temperature=2.0, kd_weight=0.7, ce_weight=0.3)(student, rows)
+    loss = DistillLoss(WorkerTeacher(teacher), divergence=Divergence(temperature=2.0), kd_weight=0.7, ce_weight=0.3)(student, rows)
     valid = rows.labels_BT[:, 1:] != -100
     mine, theirs = (model(rows.input_ids_BT).logits[:, :-1][valid] for model in (student, teacher))
     kl = F.kl_div(F.log_softmax(mine / 2, -1), F.softmax(theirs / 2, -1), reduction="sum") * 4
@@ -137,6 +138,9 @@ def test_loss_equals_the_models_own_logits_and_logs_terms_apart():
 def test_evaluation_measures_the_plain_divergence_at_any_temperature():
     teacher, student, rows = llama(), llama(2, seed=5), batch()
     with torch.no_grad():
-        seen = [DistillLoss(WorkerTeacher(teacher), kd_temperature=t, kd_weight=1, ce_weight=0)(student, rows).terms for t in (1.0, 4.0)]
+        seen = [
+            DistillLoss(WorkerTeacher(teacher), divergence=Divergence(temperature=t), kd_weight=1, ce_weight=0)(student, rows).terms
+            for t in (1.0, 4.0)
+        ]
     assert seen[0] == seen[1]
     torch.testing.assert_close(seen[0]["ce_teacher"], cross_entropy_loss(teacher, rows).total)
