@@ -51,9 +51,7 @@ class DistillLoss(AsksTargets):
             terms["ce_teacher"] = _teacher_ce(target, labels_N)
         return LossSums(loss.total, terms)
 
-    def _head_loss(
-        self, hidden_NH: Tensor, head_VH: Tensor, target: Target, labels_N: Tensor, divergence: Divergence
-    ) -> HeadLoss:
+    def _head_loss(self, hidden_NH: Tensor, head_VH: Tensor, target: Target, labels_N: Tensor, divergence: Divergence) -> HeadLoss:
         options = {"kd_weight": self.kd_weight, "ce_weight": self.ce_weight, "num_tokens": self.num_tokens}
         if not isinstance(target, TopKTarget):
             given, fused = (target.hidden_NH, target.head_VH), fused_head_loss

@@ -8,9 +8,9 @@ from packed_rows import write_rows
 
 from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.cache import CachedTargets, KeptHidden, KeptTopK
+from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.head import read_head
 from ray_jobs.distillation.identity import row_keys, teacher_identity
-from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.student import build_student
