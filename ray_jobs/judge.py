@@ -221,10 +221,11 @@ def _api_key(section: JudgeSection) -> SecretStr:
 
 
 def _facts(config: Config, judged: list[Verdicts], verdicts: list[Row], similarities: list[Row], scale: Row) -> Row:
-    from ray_jobs.judging.results import compare_models, pair_headline
+    from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
 
     names = [found.judge for found in judged]
-    results = compare_models(config.judge.pairs, names, verdicts, similarities, tie_band=scale["tie_band"], seed=config.run.seed)
+    seed = config.run.seed
+    results = compare_models(config.judge.pairs, names, verdicts, similarities, tie_bands={"cosine": scale["tie_band"]}, seed=seed)
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
     if unscored:
@@ -238,5 +239,8 @@ def _facts(config: Config, judged: list[Verdicts], verdicts: list[Row], similari
         "verdicts": len(verdicts),
         "verdicts_unscored": sum(row["winner"] is None for row in verdicts),
     }
-    judges = [{"name": found.judge, **found.facts} for found in judged]
-    return {"counts": counts, "judges": judges, "similarity": scale, "pairs": results, "headline": headline}
+    cards = {name: describe_judge(verdicts, name, similarities, seed=seed) for name in names}
+    headline += [f"judge: {name} is {card['usability']['word']}: {'; '.join(card['usability']['reasons'])}" for name, card in cards.items()]
+    judges = [{"name": found.judge, **found.facts, "card": cards[found.judge]} for found in judged]
+    ranking = {name: rank_models(verdicts, name, seed=seed) for name in names}
+    return {"counts": counts, "judges": judges, "similarity": scale, "pairs": results, "ranking": ranking, "headline": headline}

@@ -5,7 +5,9 @@ from itertools import groupby
 from typing import Any
 
 from ray_jobs.core.records import Comparison, Winner
-from ray_jobs.judging.statistics import agreement, questions_needed, win_rate
+from ray_jobs.judging.agreement import agreement
+from ray_jobs.judging.power import questions_needed
+from ray_jobs.judging.win_rates import win_rate
 from ray_jobs.reporting.comparisons import Side
 
 Finding = dict[str, Any]

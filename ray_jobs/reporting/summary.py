@@ -4,6 +4,7 @@ from typing import Any
 
 from ray_jobs.core.records import SCHEMA_VERSION, Comparison
 from ray_jobs.judging.pairs import pair_results
+from ray_jobs.judging.results import describe_judge, rank_models
 from ray_jobs.reporting.comparisons import judges_of
 from ray_jobs.reporting.findings import agreements, matches
 from ray_jobs.reporting.run_files import RunFiles
@@ -28,6 +29,7 @@ def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
         "matches": found,
         "agreement": agreed,
         "judges": [_judge(run, judge) for judge in judges_of(run)],
+        "ranking": {judge: rank_models(run.verdicts, judge, seed=run.seed) for judge in judges_of(run)},
         "losses": {stage: run.manifests.get(stage, {}).get("eval", {}) for stage in ("finetune", "distill")},
         "training": training_summary(run),
         "compression": run.compression,
@@ -59,6 +61,7 @@ def _judge(run: RunFiles, judge: str) -> dict[str, Any]:
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
         "completion_tokens": sum(row["completion_tokens"] for row in rows),
         "cost_usd": sum(costs) if costs else None,
+        "card": describe_judge(run.verdicts, judge, run.similarities, seed=run.seed),
     }
 
 

@@ -100,7 +100,9 @@ def _agreement(item: Mapping[str, Any], pairs: list[tuple[str, str]]) -> dict[st
 def _judge(judge: Mapping[str, Any], run: RunFiles) -> dict[str, Any]:
     manifest = run.manifests["judge"]
     told: Mapping[str, Any] = next((entry for entry in manifest.get("judges", []) if entry["name"] == judge["judge"]), {})
+    usability = judge["card"]["usability"]
     facts: Items = [
+        ("Can it be believed?", f"{usability['word']}: {'; '.join(usability['reasons'])}" if usability["reasons"] else usability["word"]),
         ("Verdicts", f"{number(judge['verdicts'])} over {number(judge['pairs'])} pairs of answers, each in both orders"),
         ("Not scored", number(judge["unscored"])),
         # the coverage judge scores each answer by itself, so its winner cannot depend on the order

@@ -50,7 +50,7 @@ def test_each_pair_judge_and_question_has_one_row(run, rows):
 def test_counts_and_statistics_are_those_of_the_judging_stage(run, rows):
     judges = ["coverage", "openai:stub"]
     pairs = [("base", "teacher"), ("teacher", "student")]
-    expected = compare_models(pairs, judges, run.verdicts, run.similarities, tie_band=TIE_BAND, seed=run.seed)
+    expected = compare_models(pairs, judges, run.verdicts, run.similarities, tie_bands={"cosine": TIE_BAND}, seed=run.seed)
     for entry in expected:
         for judge in (*judges, None):
             of_judge = entry["win_rates"][judge or "similarity"]

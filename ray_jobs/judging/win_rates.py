@@ -1,0 +1,121 @@
+"""What a count of wins proves: win rate and preference score with intervals, and exact tests of two models."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ray_jobs.core.records import Winner
+from ray_jobs.judging.rates import clustered_rate
+
+LABELS: tuple[Winner, ...] = ("a", "b", "tie")
+POINTS: dict[Winner, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_STEPS = 240
+"""A score's parts in the exact test: no rounding with two orders and up to five repeats."""
+
+
+class WinRate(NamedTuple):
+    """Wins of two sides. `rate` is a's share of the questions that somebody won; None where nobody did.
+
+    `low` and `high` are its 95% Wilson interval, `p_value` the exact two-sided binomial test against one half. Both are
+    right with two orders and repeats, as these have become one outcome a question before.
+    """
+
+    wins_a: int
+    wins_b: int
+    ties: int
+    unscored: int
+    rate: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+class Preference(NamedTuple):
+    """Mean score of side a over questions: a win 1, a tie 0.5, a loss 0, averaged over the orders and repeats of each.
+
+    `low` and `high` are its 95% interval with questions as clusters, `p_value` the exact sign-flip test against 0.5.
+    """
+
+    score: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    num_questions: int
+
+
+def win_rate(winners: Iterable[Winner | None]) -> WinRate:
+    """Return the win rate of side a; ties and unscored questions are counted beside it.
+
+    Args:
+        winners: one outcome a question.
+
+    Source: Wilson 1927 for the interval.
+    """
+    counts = {label: 0 for label in (*LABELS, None)}
+    for winner in winners:
+        counts[winner] += 1
+    a, b = counts["a"], counts["b"]
+    if a + b == 0:
+        return WinRate(a, b, counts["tie"], counts[None], None, None, None, None)
+    test = stats.binomtest(a, a + b)
+    interval = test.proportion_ci(method="wilson")
+    return WinRate(a, b, counts["tie"], counts[None], a / (a + b), float(interval.low), float(interval.high), float(test.pvalue))
+
+
+def question_scores(verdicts: Iterable[dict[str, Any]], judge: str, model_a: str, model_b: str) -> dict[str, float]:
+    """Return {question_id: score of `model_a`}: the mean over its orders of the mean over their repeats.
+
+    An order without a scored repeat would tilt the mean towards the side that the other order favours, so a question of
+    which only one order is scored is left out (unless only one was asked).
+
+    Args:
+        verdicts: Verdict rows.
+    """
+    games: dict[str, dict[bool, list[float | None]]] = {}
+    for row in verdicts:
+        if (row["judge"], row["model_a"], row["model_b"]) == (judge, model_a, model_b):
+            points = None if row["winner"] is None else POINTS[row["winner"]]
+            games.setdefault(row["question_id"], {}).setdefault(row["swapped"], []).append(points)
+    scores = {}
+    for question_id, orders in games.items():
+        scored = [[points for points in order if points is not None] for order in orders.values()]
+        if all(scored):
+            scores[question_id] = sum(sum(order) / len(order) for order in scored) / len(scored)
+    return scores
+
+
+def preference(scores: Sequence[float]) -> Preference:
+    """Return the mean of question scores with its interval and exact test.
+
+    Args:
+        scores: one a question, in [0, 1].
+    """
+    rate = clustered_rate(scores, np.ones(len(scores)))
+    p_value = sign_flip_test(2 * np.asarray(scores) - 1) if len(scores) else None
+    return Preference(rate.value, rate.low, rate.high, p_value, len(scores))
+
+
+def sign_flip_test(differences: ArrayLike) -> float:
+    """Return the exact two-sided p-value that paired differences in [-1, 1] have no side: all sign flips, none drawn.
+
+    Differences are rounded to 1/240; the test of the rounded ones is exact too. Where all are -1, 0 or 1 it is the
+    sign test.
+
+    Source: Fisher 1935, "The design of experiments", section 21. Equal magnitudes are summed as one binomial.
+    """
+    steps = np.rint(np.asarray(differences, dtype=np.float64) * _STEPS).astype(np.int64)
+    steps = steps[steps != 0] // max(1, int(np.gcd.reduce(steps)))
+    if not len(steps):
+        return 1.0
+    chances: NDArray[np.float64] = np.ones(1)
+    for size, count in zip(*np.unique(np.abs(steps), return_counts=True), strict=True):
+        # `count` signs of this size sum to size * (2 * heads - count): every 2 * size-th place
+        spread = np.zeros(2 * size * count + 1)
+        spread[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, spread)
+    sums = np.arange(len(chances)) - (len(chances) - 1) // 2
+    return min(1.0, math.fsum(chances[np.abs(sums) >= abs(int(steps.sum()))]))
