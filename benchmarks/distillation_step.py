@@ -29,7 +29,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "float32", "length": 512, "vocabulary": 49152, "student_shape": "576x30", "teacher_shape": "960x32"},
     "cuda": {"dtype": "bfloat16", "length": 8192, "vocabulary": 128256, "student_shape": "2048x16", "teacher_shape": "3072x28"},
 }
-SYSTEMS = ("raystill-epoch1", "trl", "trl-checkpointing", "bare-epoch1", "bare-epoch2")
+SYSTEMS = ("raystill-epoch1", "raystill-epoch2", "trl", "trl-checkpointing", "bare-epoch1", "bare-epoch2")
 REFERENCE = "trl"
 TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (2e-2, 2e-2)}
 """Largest relative difference of the first step's loss and gradient norm for which two systems count as doing the same work."""
@@ -98,7 +98,14 @@ def run_all(options: argparse.Namespace) -> None:
         for repetition, system in itertools.product(range(options.repetitions), options.systems):
             theirs = system.startswith("trl")
             module = "benchmarks.distillation_step_trl" if theirs else "benchmarks.distillation_step_ours"
-            facts = {**settings, "system": system, "turn": f"{options.turn}-{repetition}", "load": os.getloadavg()[0]}
+            turn = f"{options.turn}-{repetition}"
+            facts = {
+                **settings,
+                "system": system,
+                "turn": turn,
+                "load": os.getloadavg()[0],
+                "cache": str(options.work / "cache" / cell / turn),
+            }
             run = {**facts, **run_process(module, facts, python=options.trl_python if theirs else sys.executable)}
             print(f"{cell} {system}: {statistics.median(run['cpu_s']):.1f} CPU s a step, load {run['load']:.0f}", file=sys.stderr)
             add_result(options.out, run)

@@ -1,8 +1,10 @@
 """One measured process of raystill's distillation on the training loop, or of the passes it cannot avoid; prints one JSON line."""
 
 import argparse
+import functools
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,15 +48,34 @@ def load_teacher(settings: dict[str, Any]) -> Any:
 
 
 def distil(student: Any, settings: dict[str, Any], rows: PackedRows, recipe: Recipe, marks: Marks) -> dict[str, Any]:
-    """Run the project's own loop and loss: forward KL at temperature 1."""
+    """Run the project's own loop and loss, forward KL at temperature 1: epoch 1 fills the cache of targets, epoch 2 reads it."""
     from ray_jobs.distillation.loss import DistillLoss
-    from ray_jobs.distillation.targets import WorkerTeacher
     from ray_jobs.training.loop import train
 
-    loss = DistillLoss(WorkerTeacher(load_teacher(settings)), kd_temperature=1.0, kd_weight=1.0, ce_weight=0.0)
+    targets = cached_targets(settings, epoch_rows=len(rows))
+    loss = DistillLoss(targets, kd_temperature=1.0, kd_weight=1.0, ce_weight=0.0)
     progress = train(student, loss, rows, eval_rows=None, recipe=recipe, on_log=marks)
-    sys.stderr.write(json.dumps(progress.log[-1]["shares"]) + "\n")
-    return {"losses": [line["loss"] for line in progress.log], "grad_norms": [line["grad_norm"] for line in progress.log]}
+    targets.flush()
+    found = {**targets.counts(), "shares": progress.log[-1]["shares"]}
+    if settings["system"] == "raystill-epoch2" and found["targets_computed"]:
+        sys.exit(f"{found['targets_computed']} targets were missing in {settings['cache']}: run raystill-epoch1 in the same turn first")
+    return {**found, "losses": [line["loss"] for line in progress.log], "grad_norms": [line["grad_norm"] for line in progress.log]}
+
+
+def cached_targets(settings: dict[str, Any], *, epoch_rows: int) -> Any:
+    """Return the cache around a teacher that is loaded when a target is missing; it keeps hidden states in the type of the products."""
+    from ray_jobs.core.storage import Storage
+    from ray_jobs.distillation.cache import CachedTargets, KeptHidden
+    from ray_jobs.distillation.head import read_head
+    from ray_jobs.distillation.shards import ShardStore
+    from ray_jobs.distillation.targets import LazyTeacher
+
+    folder, load = Path(settings["teacher"]), functools.partial(load_teacher, settings)
+    dtype = choose_dtype(settings["dtype"], settings["device"])
+    head = functools.partial(read_head, folder, None, dtype=dtype, device=settings["device"], load=load)
+    kept = KeptHidden(width=int(settings["teacher_shape"].partition("x")[0]), dtype=dtype)
+    store = ShardStore(Storage(settings["cache"]), kind=f"hidden-{settings['dtype']}", budget_bytes=2**40)
+    return CachedTargets(LazyTeacher(load, head), store, identity=str(folder), kept=kept, epoch_rows=epoch_rows)
 
 
 def bare(student: Any, settings: dict[str, Any], rows: PackedRows, recipe: Recipe, marks: Marks) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import distillation_head, distillation_head_systems, distillation_inputs, distillation_step_ours
+from benchmarks import distillation_head, distillation_head_systems, distillation_inputs, distillation_step, distillation_step_ours
 from benchmarks.turns import Contestant
 from ray_jobs.training.batches import PackedRows
 from ray_jobs.training.models import load_model
@@ -50,26 +50,27 @@ def test_a_contestant_that_fails_ends_the_benchmark_with_its_error():
     contestant.stop()
 
 
-@pytest.mark.parametrize("system", ["raystill-epoch1", "bare-epoch1", "bare-epoch2"])
-def test_step_contestants_measure_all_steps_but_the_first(tmp_path, system):
-    settings = {
-        **STEP,
-        "system": system,
-        "student_shape": "64x1",
-        "teacher_shape": "128x1",
-        "vocabulary": 97,
-        "length": 32,
-        "valid_share": 0.25,
-    }
-    settings |= {name: str(tmp_path / name) for name in ("student", "teacher", "rows")}
+def measured(system, folder, settings):
+    rows, student = PackedRows(folder / "rows"), load_model(folder / "student", dtype=torch.float32)
+    marks = distillation_inputs.Marks()
+    recipe = Recipe(max_steps=2, global_batch_size=1, micro_batch_size=1, dtype="float32")
+    run = distillation_step_ours.bare if system.startswith("bare") else distillation_step_ours.distil
+    return {**run(student, {**settings, "system": system}, rows, recipe, marks), **marks.result()}
+
+
+def test_step_contestants_measure_all_steps_but_the_first_and_epoch_2_only_reads(tmp_path):
+    shapes = {"student_shape": "64x1", "teacher_shape": "128x1", "vocabulary": 97, "length": 32, "valid_share": 0.25}
+    settings = {**STEP, **shapes, **{name: str(tmp_path / name) for name in ("student", "teacher", "rows", "cache")}}
     for name in ("student", "teacher"):
         distillation_inputs.write_model(tmp_path / name, shape=settings[f"{name}_shape"], vocabulary=97, length=32)
     distillation_inputs.write_rows(tmp_path / "rows", settings)
     rows = PackedRows(tmp_path / "rows")
     assert len(rows) == 2 and (rows[0].labels != -100).sum() == 8
-    student, marks = load_model(tmp_path / "student", dtype=torch.float32), distillation_inputs.Marks()
-    recipe = Recipe(max_steps=2, global_batch_size=1, micro_batch_size=1, dtype="float32")
-    run = distillation_step_ours.bare if system.startswith("bare") else distillation_step_ours.distil
-    found = {**run(student, settings, rows, recipe, marks), **marks.result()}
-    assert len(found["cpu_s"]) == len(found["wall_s"]) == 1 and found["peak_bytes"] > 0
-    assert len(found.get("losses", [0, 0])) == 2
+    with pytest.raises(SystemExit, match="2 targets were missing"):
+        measured("raystill-epoch2", tmp_path, {**settings, "cache": str(tmp_path / "empty")})
+    found = {name: measured(name, tmp_path, settings) for name in distillation_step.SYSTEMS if not name.startswith("trl")}
+    for figures in found.values():
+        assert len(figures["cpu_s"]) == len(figures["wall_s"]) == 1 and figures["peak_bytes"] > 0
+    one, two = found["raystill-epoch1"], found["raystill-epoch2"]
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-6) and len(one["losses"]) == 2
+    assert one["targets_computed"] == two["targets_read"] == 2
