@@ -1,6 +1,6 @@
 """Time and memory of the distillation head against TRL, Liger and torchtune, and against the matrix products it cannot avoid.
 
-python -m benchmarks.distillation_head --trl-python /tmp/trlvenv/bin/python [--cells all-trained quarter-frozen] [--out head.jsonl]
+python -m benchmarks.distillation_head --trl-python /tmp/trlvenv/bin/python [--cells all-trained quarter-frozen jsd] [--out head.jsonl]
 python -m benchmarks.distillation_head --trl-python ... --device cuda       (bfloat16, 8192 positions, 128256 tokens)
 
 Each contestant is a process that stays and does one repetition when it is its turn, on tensors drawn by the same seed. A
@@ -25,6 +25,7 @@ REFERENCE = "trl-dense"
 CELLS: dict[str, dict[str, Any]] = {
     "all-trained": {"positions": 512, "valid_share": 1.0, "trained_head": True, "beta": 0.0},
     "quarter-frozen": {"positions": 1024, "valid_share": 0.25, "trained_head": False, "beta": 0.0},
+    "jsd": {"positions": 512, "valid_share": 1.0, "trained_head": True, "beta": 0.5},
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "cpu": {"dtype": "float32", "vocabulary": 49152, "student_width": 576, "teacher_width": 960, "calls": 1},

@@ -117,14 +117,15 @@ def forward_backward(loss_of: Callable[[], Tensor | None], trained: list[Tensor]
 
 
 def raystill(inputs: Inputs, _: str) -> Callable[[], Tensor]:
-    from ray_jobs.distillation.divergence import fused_head_loss
+    from ray_jobs.distillation.divergence import Divergence, fused_head_loss
 
-    weights: dict[str, Any] = {"temperature": 1.0, "kd_weight": 1.0, "ce_weight": 0.0}
+    divergence = Divergence("jsd", beta=inputs.beta) if inputs.beta else Divergence("forward_kl")
 
     def loss() -> Tensor:
         valid_N = inputs.labels_N != -100
         hidden = inputs.student_NH[valid_N], inputs.student_head_VH, inputs.teacher_NH[valid_N], inputs.teacher_head_VH
-        return fused_head_loss(*hidden, inputs.labels_N[valid_N], **weights).total / inputs.num_valid
+        loss = fused_head_loss(*hidden, inputs.labels_N[valid_N], divergence=divergence, kd_weight=1.0, ce_weight=0.0)
+        return loss.total / inputs.num_valid
 
     return loss
 

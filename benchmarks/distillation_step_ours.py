@@ -49,11 +49,12 @@ def load_teacher(settings: dict[str, Any]) -> Any:
 
 def distil(student: Any, settings: dict[str, Any], rows: PackedRows, recipe: Recipe, marks: Marks) -> dict[str, Any]:
     """Run the project's own loop and loss, forward KL at temperature 1: epoch 1 fills the cache of targets, epoch 2 reads it."""
+    from ray_jobs.distillation.divergence import Divergence
     from ray_jobs.distillation.loss import DistillLoss
     from ray_jobs.training.loop import train
 
     targets = cached_targets(settings, epoch_rows=len(rows))
-    loss = DistillLoss(targets, kd_temperature=1.0, kd_weight=1.0, ce_weight=0.0)
+    loss = DistillLoss(targets, divergence=Divergence("forward_kl"))
     progress = train(student, loss, rows, eval_rows=None, recipe=recipe, on_log=marks)
     targets.flush()
     found = {**targets.counts(), "shares": progress.log[-1]["shares"]}
