@@ -15,7 +15,7 @@ from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.judging.pairs import Game, make_games, verdict_row
 from ray_jobs.judging.replies import Replies
-from ray_jobs.judging.vectors import Vectors, check_vectors, load_vectors
+from ray_jobs.judging.vectors import COURSE, Vectors, check_vectors, course_vectors, load_vectors
 
 if TYPE_CHECKING:
     from ray_jobs.judging.endpoint import Reply
@@ -76,7 +76,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     models = dict.fromkeys(model for pair in config.judge.pairs for model in pair)
     answers = {model: folder.folder("answer").read_parquet(f"{model}.parquet") for model in models}
     games = make_games(questions, answers, config.judge.pairs)
-    vectors = load_vectors(config.judge.vectors)
+    vectors = _vectors(config, folder)
     facts = {"vectors_sha256": vectors.sha256}
     stage = folder.stage("judge", sections=_deciding_fields(config), after=AFTER, force=force, facts=facts)
     if stage.manifest:
@@ -102,9 +102,20 @@ def _similarities(section: JudgeSection, vectors: Vectors, questions: list[Row],
     """Score on the driver: a thousand answers take a second, less than a worker takes to start."""
     from ray_jobs.judging.similarity import score_answers
 
-    rows, scale = score_answers(questions, answers, vectors.keyed, min_known_share=section.min_known_share)
-    facts = {"vectors": section.vectors, "vectors_sha256": vectors.sha256, **scale._asdict(), "tie_band": section.tie_band * scale.spread}
+    rows, scales = score_answers(questions, answers, vectors.keyed, min_known_share=section.min_known_share)
+    told = {metric: {**scale._asdict(), "tie_band": section.tie_band * scale.spread} for metric, scale in scales.items()}
+    facts = {"vectors": section.vectors, "vectors_sha256": vectors.sha256, **told["cosine"], "scales": told}
     return [row.model_dump() for row in rows], facts
+
+
+def _vectors(config: Config, folder: RunFolder) -> Vectors:
+    if config.judge.vectors != COURSE:
+        return load_vectors(config.judge.vectors)
+    prepared = folder.folder("prepare")
+    chunks = prepared.read_parquet("chunks.parquet") if prepared.exists("chunks.parquet") else []
+    pairs = prepared.read_jsonl("pairs.jsonl") if prepared.exists("pairs.jsonl") else []
+    texts = [row["text"] for row in chunks] + [row[key] for row in pairs for key in ("question", "answer")]
+    return course_vectors(texts, seed=config.run.seed)
 
 
 def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
@@ -224,8 +235,8 @@ def _facts(config: Config, judged: list[Verdicts], verdicts: list[Row], similari
     from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
 
     names = [found.judge for found in judged]
-    seed = config.run.seed
-    results = compare_models(config.judge.pairs, names, verdicts, similarities, tie_bands={"cosine": scale["tie_band"]}, seed=seed)
+    seed, tie_bands = config.run.seed, {metric: told["tie_band"] for metric, told in scale["scales"].items()}
+    results = compare_models(config.judge.pairs, names, verdicts, similarities, tie_bands=tie_bands, seed=seed)
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
     if unscored:

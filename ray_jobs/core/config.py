@@ -116,7 +116,7 @@ class JudgeSection(Section):
     judges: list[Literal["coverage", "openai"]] = ["coverage"]
     """coverage works offline; openai asks an endpoint."""
     vectors: str = "glove-6b-50d"
-    """Word vectors: built-in name, or a GloVe, word2vec or gensim file."""
+    """Word vectors: built-in name, a GloVe, word2vec, fastText or gensim file, or course: trained on what prepare wrote."""
     tie_band: Share = 0.01
     """Cosine differences up to this share of the spread over wrong references count as a tie."""
     min_known_share: Share = 0.85

@@ -73,6 +73,8 @@ class Similarity(Record):
     oov_share: float
     num_tokens: int
     reason: str = ""
+    soft_cosine: float | None = None
+    content_f1: float | None = None
 
 
 class Verdict(Record):

@@ -1,5 +1,6 @@
 """From verdicts and similarities to who won: one entry a pair of models, and the lines that say it."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -17,7 +18,9 @@ from ray_jobs.judging.win_rates import WinRate, preference, question_scores, win
 
 Row = dict[str, Any]
 SIMILARITY = "similarity"
-METRICS = {SIMILARITY: "cosine", "sif_cosine": "sif_cosine", "token_f1": "token_f1", "longer": "num_tokens"}
+METRICS = (
+    {SIMILARITY: "cosine"} | {name: name for name in ("sif_cosine", "soft_cosine", "token_f1", "content_f1")} | {"longer": "num_tokens"}
+)
 """What sides with an answer without a judge, and its column in the Similarity rows; `longer` is the control."""
 
 
@@ -62,6 +65,7 @@ def compare_models(
                 "agreement_with_similarity": {
                     judge: _agreement(_winners(found), nearer[SIMILARITY], seed)._asdict() for judge, found in of_pair.items()
                 },
+                "margins": {name: _margins(similarities, a, b, column, tie_bands.get(column, 0.0)) for name, column in METRICS.items()},
                 **_agreements({judge: _winners(found) for judge, found in of_pair.items()}, nearer, seed),
             }
         )
@@ -84,6 +88,14 @@ def describe_judge(verdicts: Iterable[Row], judge: str, similarities: Iterable[R
     card = judge_card(verdicts, judge, lengths=lengths, human=human, seed=seed)
     figures = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in card._asdict().items()}
     return {**figures, "usability": usability(card)._asdict()}
+
+
+def _margins(similarities: Iterable[Row], a: str, b: str, column: str, tie_band: float) -> Row:
+    """How far apart the two models' values are: a winner that the third decimal decides is told by its margin."""
+    values = {(row["model"], row["question_id"]): row.get(column) for row in similarities}
+    pairs = [(value, values.get((b, id_))) for (model, id_), value in values.items() if model == a]
+    margins = [abs(x - y) for x, y in pairs if x is not None and y is not None]
+    return {"median": statistics.median(margins) if margins else None, "tie_band": tie_band, "ties": sum(m <= tie_band for m in margins)}
 
 
 def _win_rates(of_pair: Mapping[str, list[PairResult]], nearer: Mapping[str, Winner | None]) -> Row:

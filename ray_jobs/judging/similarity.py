@@ -1,106 +1,35 @@
-"""How near an answer is to its sample answer: Word2Vec cosine, SIF cosine and token F1, all answers at once.
+"""How near an answer is to its sample answer: cosines of word vectors and word overlap, all answers at once.
 
-Shape letters: N texts, R sample answers, K distinct known words, D width of the vectors.
+Shape letters: N texts, R sample answers, W pairs of an answer and a wrong sample answer, D width of the vectors.
 """
 
 import math
-import re
-from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from ray_jobs.core.records import Similarity, Winner
+from ray_jobs.judging.pooling import Floats, Pooled, first_component, pool, unit, without_component, words
+from ray_jobs.judging.scales import Scale, scale_of, wrong_pairs
+from ray_jobs.judging.soft_cosine import make_bag, soft_cosine
+from ray_jobs.judging.word_overlap import content_words, token_f1
 
 if TYPE_CHECKING:
     from gensim.models import KeyedVectors
 
 Row = dict[str, Any]
-Floats = NDArray[np.float64]
-SIF_A = 1e-3
-MOST_WRONG_REFERENCES = 200
-_WORD = re.compile(r"[^\W_]+")
-_EULER_GAMMA = 0.5772156649
-
-
-class Pooled(NamedTuple):
-    """Texts as vectors: plain mean and SIF-weighted mean of their known words; all zero where none is known."""
-
-    mean_ND: Floats
-    sif_ND: Floats
-    num_tokens_N: NDArray[np.int64]
-    num_known_N: NDArray[np.int64]
-
-    @property
-    def known_share(self) -> Floats:
-        """Share of each text's words that have a vector; 0 for a text without words."""
-        return self.num_known_N / np.maximum(self.num_tokens_N, 1)
-
-
-class Scale(NamedTuple):
-    """What a cosine means in this run: to the right sample answer, and to those of other questions.
-
-    `spread` is the distance of the 5th and the 95th percentile of the wrong ones; 0 where there are none.
-    """
-
-    right_mean: float | None
-    wrong_mean: float | None
-    spread: float
-
-
-def words(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text, without punctuation."""
-    return _WORD.findall(text.lower())
-
-
-def token_f1(answer: list[str], reference: list[str]) -> float:
-    """Return the harmonic mean of precision and recall of the answer's words, counted with repetitions.
-
-    Source: SQuAD (Rajpurkar et al. 2016, arXiv:1606.05250), section 6.1.
-    """
-    common = sum((Counter(answer) & Counter(reference)).values())
-    return 2 * common / (len(answer) + len(reference)) if common else 0.0
-
-
-def pool(texts: list[str], vectors: "KeyedVectors") -> Pooled:
-    """Return the pooled vectors of texts; the cosine of two plain means equals gensim's `n_similarity`.
-
-    SIF weighs a word by a / (a + p(w)), with p(w) from the word's rank by Zipf's law, as vector files carry no counts.
-
-    Source: Arora, Liang and Ma 2017, "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", algorithm 1.
-    """
-    index = vectors.key_to_index
-    tokens = [words(text) for text in texts]
-    known = [[index[word] for word in text if word in index] for text in tokens]
-    num_known_N = np.array([len(ids) for ids in known], dtype=np.int64)
-    ids_K, columns = np.unique(np.array([i for ids in known for i in ids], dtype=np.int64), return_inverse=True)
-    rows = np.repeat(np.arange(len(texts)), num_known_N)
-    counts_NK = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(texts), len(ids_K)))
-    vectors_KD = np.asarray(vectors.vectors[ids_K], dtype=np.float64)
-    probability_K = 1 / ((ids_K + 1) * (math.log(len(index)) + _EULER_GAMMA))
-    weighted_KD = vectors_KD * (SIF_A / (SIF_A + probability_K))[:, None]
-    divisor_N1 = np.maximum(num_known_N, 1)[:, None]
-    num_tokens_N = np.array([len(text) for text in tokens], dtype=np.int64)
-    return Pooled(counts_NK @ vectors_KD / divisor_N1, counts_NK @ weighted_KD / divisor_N1, num_tokens_N, num_known_N)
-
-
-def first_component(sif_RD: Floats) -> Floats:
-    """Return the direction (length D) that the texts share most: their first right singular vector."""
-    return np.linalg.svd(sif_RD, full_matrices=False)[2][0]
-
-
-def unit(vectors_ND: Floats) -> Floats:
-    """Return the rows at length 1; a row of (almost) zero becomes nan, as it has no direction."""
-    norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-    return np.divide(vectors_ND, norms_N1, out=np.full_like(vectors_ND, np.nan), where=norms_N1 > 1e-9)
+Ints = NDArray[np.int64]
+METRICS = ("cosine", "sif_cosine", "token_f1", "soft_cosine", "content_f1")
+MOST_WORD_PAIRS = 5_000
+"""Wrong pairs of the metrics that are computed pair by pair."""
 
 
 def score_answers(
     questions: list[Row], answers: list[Row], vectors: "KeyedVectors", *, min_known_share: float
-) -> tuple[list[Similarity], Scale]:
-    """Return the similarity of each answer to its question's sample answer, and the scale of the cosines.
+) -> tuple[list[Similarity], dict[str, Scale]]:
+    """Return the similarities of each answer to its question's sample answer, and the scale of each metric.
 
     An answer that cannot be scored has None and a reason, never 0. The SIF component comes from the sample answers
     alone, so one more model changes no other's score.
@@ -110,33 +39,13 @@ def score_answers(
         answers: Answer rows to these questions, of any number of models.
         min_known_share: share of words with a vector that answer and sample answer both need for a cosine.
     """
-    place = {question["question_id"]: i for i, question in enumerate(questions)}
-    right_N = np.array([place[answer["question_id"]] for answer in answers], dtype=np.int64)
-    references = pool([question["reference"] for question in questions], vectors)
-    pooled = pool([_text(answer) for answer in answers], vectors)
-    usable_R = _usable(references, min_known_share)
-    usable_N = _usable(pooled, min_known_share) & usable_R[right_N]
-    mean_ND, mean_RD = unit(pooled.mean_ND), unit(references.mean_ND)
-    cosine_N = np.where(usable_N, np.sum(mean_ND * mean_RD[right_N], axis=1), np.nan)
-    sif_N = np.where(usable_N, _sif_cosines(pooled.sif_ND, references.sif_ND, right_N, usable_R), np.nan)
-    rows = []
-    for i, (answer, r) in enumerate(zip(answers, right_N, strict=True)):
-        scored = bool(usable_N[i])
-        reason = "" if scored else _reason(answer, pooled.known_share[i], references.known_share[r], min_known_share)
-        rows.append(
-            Similarity(
-                answer_id=answer["answer_id"],
-                question_id=answer["question_id"],
-                model=answer["model"],
-                cosine=float(cosine_N[i]) if scored else None,
-                sif_cosine=float(sif_N[i]) if not math.isnan(sif_N[i]) else None,
-                token_f1=token_f1(words(_text(answer)), words(questions[r]["reference"])) if pooled.num_tokens_N[i] else None,
-                oov_share=float(1 - pooled.known_share[i]) if pooled.num_tokens_N[i] else 0.0,
-                num_tokens=int(pooled.num_tokens_N[i]),
-                reason=reason,
-            )
-        )
-    return rows, _scale(cosine_N, mean_ND[usable_N], mean_RD, right_N[usable_N], usable_R)
+    scorer = _Scorer(questions, answers, vectors, min_known_share)
+    pairs = wrong_pairs(scorer.right_N, [question.get("language", "en") for question in questions])
+    found, scales = {}, {}
+    for metric, (score, most) in scorer.metrics().items():
+        found[metric] = score(np.arange(len(answers)), scorer.right_N)
+        scales[metric] = scale_of(found[metric], score(*pairs[:, :most]))
+    return [scorer.row(i, {metric: values[i] for metric, values in found.items()}) for i in range(len(answers))], scales
 
 
 def cos_winner(cosine_a: float | None, cosine_b: float | None, *, tie_band: float) -> Winner | None:
@@ -152,35 +61,85 @@ def cos_winner(cosine_a: float | None, cosine_b: float | None, *, tie_band: floa
     return "a" if cosine_a > cosine_b else "b"
 
 
-def _usable(pooled: Pooled, min_known_share: float) -> NDArray[np.bool_]:
-    return (pooled.num_known_N > 0) & (pooled.known_share >= min_known_share)
+class _Scorer:
+    """All texts, tokenised and pooled once; a metric takes (answers, sample answers) by index and returns nan for no score."""
+
+    def __init__(self, questions: list[Row], answers: list[Row], vectors: "KeyedVectors", floor: float):
+        place = {question["question_id"]: i for i, question in enumerate(questions)}
+        languages = [question.get("language", "en") for question in questions]
+        self._answers, self._floor = answers, floor
+        self.right_N: Ints = np.array([place[answer["question_id"]] for answer in answers], dtype=np.int64)
+        self._tokens = [words(_text(answer)) for answer in answers]
+        self._sample_tokens = [words(question["reference"]) for question in questions]
+        self._content = [content_words(text, languages[r]) for text, r in zip(self._tokens, self.right_N, strict=True)]
+        self._sample_content = [content_words(text, language) for text, language in zip(self._sample_tokens, languages, strict=True)]
+        self._pooled, self._samples = pool(self._tokens, vectors), pool(self._sample_tokens, vectors)
+        self._usable_N, self._usable_R = _usable(self._pooled, floor), _usable(self._samples, floor)
+        self._bags = [make_bag(text, vectors) for text in self._tokens]
+        self._sample_bags = [make_bag(text, vectors) for text in self._sample_tokens]
+
+    def metrics(self) -> dict[str, tuple[Callable[[Ints, Ints], Floats], int | None]]:
+        """Return {metric: (its function, the most wrong pairs it is asked for)}, in the order of METRICS."""
+        plain = unit(self._pooled.mean_ND), unit(self._samples.mean_ND)
+        return {
+            "cosine": (lambda i, r: self._where_usable(i, r, np.sum(plain[0][i] * plain[1][r], axis=1)), None),
+            "sif_cosine": (self._sif_cosine(), None),
+            "token_f1": (lambda i, r: self._f1(self._tokens, self._sample_tokens, i, r), MOST_WORD_PAIRS),
+            "soft_cosine": (self._soft_cosine, MOST_WORD_PAIRS),
+            "content_f1": (lambda i, r: self._f1(self._content, self._sample_content, i, r), MOST_WORD_PAIRS),
+        }
+
+    def row(self, i: int, scores: dict[str, float]) -> Similarity:
+        """Return the record of one answer."""
+        answer, num_tokens = self._answers[i], int(self._pooled.num_tokens_N[i])
+        values = {metric: None if math.isnan(score) else float(score) for metric, score in scores.items()}
+        return Similarity(
+            answer_id=answer["answer_id"],
+            question_id=answer["question_id"],
+            model=answer["model"],
+            oov_share=float(1 - self._pooled.known_share[i]) if num_tokens else 0.0,
+            num_tokens=num_tokens,
+            reason="" if values["cosine"] is not None else self._reason(i),
+            cosine=values["cosine"],
+            sif_cosine=values["sif_cosine"],
+            token_f1=values["token_f1"],
+            soft_cosine=values["soft_cosine"],
+            content_f1=values["content_f1"],
+        )
+
+    def _where_usable(self, i: Ints, r: Ints, values: Floats) -> Floats:
+        return np.where(self._usable_N[i] & self._usable_R[r], values, np.nan)
+
+    def _sif_cosine(self) -> Callable[[Ints, Ints], Floats]:
+        if self._usable_R.sum() < 2:
+            return lambda i, r: np.full(len(i), np.nan)  # one text is its own first component: nothing is left of it
+        component_D = first_component(self._samples.sif_ND[self._usable_R])
+        left_ND, left_RD = (without_component(pooled.sif_ND, component_D) for pooled in (self._pooled, self._samples))
+        return lambda i, r: self._where_usable(i, r, np.sum(left_ND[i] * left_RD[r], axis=1))
+
+    def _f1(self, answers: list[list[str]], references: list[list[str]], i: Ints, r: Ints) -> Floats:
+        """Return the F1 of pairs; nan for an answer without words and for a sample answer of which nothing is asked."""
+        scored = (self._pooled.num_tokens_N[i] > 0) & np.array([bool(references[b]) for b in r], dtype=bool)
+        return np.where(scored, [token_f1(answers[a], references[b]) for a, b in zip(i, r, strict=True)], np.nan)
+
+    def _soft_cosine(self, answers: Ints, references: Ints) -> Floats:
+        found = [soft_cosine(self._bags[i], self._sample_bags[r]) for i, r in zip(answers, references, strict=True)]
+        return self._where_usable(answers, references, np.array(found, dtype=np.float64))
+
+    def _reason(self, i: int) -> str:
+        answer, known, floor = self._answers[i], self._pooled.known_share[i], self._floor
+        if answer["finish_reason"] == "error":
+            return f"answer failed: {answer.get('error') or 'no reason given'}"
+        if not self._tokens[i]:
+            return "empty answer"
+        if known == 0 or known < floor:
+            return f"{known:.0%} of the answer's words have a vector, fewer than {floor:.0%}"
+        return f"{self._samples.known_share[self.right_N[i]]:.0%} of the sample answer's words have a vector, fewer than {floor:.0%}"
 
 
-def _sif_cosines(sif_ND: Floats, sif_RD: Floats, right_N: NDArray[np.int64], usable_R: NDArray[np.bool_]) -> Floats:
-    if usable_R.sum() < 2:
-        return np.full(len(sif_ND), np.nan)  # one text is its own first component: nothing is left of it
-    component_D = first_component(sif_RD[usable_R])
-    left_ND, left_RD = (unit(x - np.outer(x @ component_D, component_D)) for x in (sif_ND, sif_RD))
-    return np.sum(left_ND * left_RD[right_N], axis=1)
-
-
-def _scale(cosine_N: Floats, mean_ND: Floats, mean_RD: Floats, right_N: NDArray[np.int64], usable_R: NDArray[np.bool_]) -> Scale:
-    others = np.flatnonzero(usable_R)[:MOST_WRONG_REFERENCES]
-    wrong = (mean_ND @ mean_RD[others].T)[right_N[:, None] != others[None, :]]
-    right = cosine_N[~np.isnan(cosine_N)]
-    spread = float(np.subtract(*np.percentile(wrong, [95, 5]))) if wrong.size else 0.0
-    return Scale(float(right.mean()) if right.size else None, float(wrong.mean()) if wrong.size else None, spread)
+def _usable(pooled: Pooled, floor: float) -> NDArray[np.bool_]:
+    return (pooled.known_share >= floor) & (pooled.num_known_N > 0)
 
 
 def _text(answer: Row) -> str:
     return "" if answer["finish_reason"] == "error" else answer["text"]
-
-
-def _reason(answer: Row, known: float, reference_known: float, floor: float) -> str:
-    if answer["finish_reason"] == "error":
-        return f"answer failed: {answer.get('error') or 'no reason given'}"
-    if not words(answer["text"]):
-        return "empty answer"
-    if known == 0 or known < floor:
-        return f"{known:.0%} of the answer's words have a vector, fewer than {floor:.0%}"
-    return f"{reference_known:.0%} of the sample answer's words have a vector, fewer than {floor:.0%}"

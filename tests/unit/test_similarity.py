@@ -1,13 +1,20 @@
 """Similarities against gensim's own, a plain reading of the papers, and what must never become a number."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gensim.models import KeyedVectors
 
-from ray_jobs.judging.similarity import cos_winner, pool, score_answers, token_f1, unit, words
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.pooling import pool, unit, word_probabilities, words
+from ray_jobs.judging.scales import MOST_WRONG_PAIRS, wrong_pairs
+from ray_jobs.judging.similarity import METRICS, cos_winner, score_answers
+from ray_jobs.judging.vectors import load_vectors
+from ray_jobs.judging.word_overlap import content_words, token_f1
 
+COURSE = Path(__file__).parents[2] / "ray_jobs" / "datasets" / "os_course"
 WORDS = "the of memory register base limit process page kernel adds checks every address stack heap thread lock disk file block".split()
 
 
@@ -47,6 +54,88 @@ def test_cosine_equals_gensims_n_similarity(course, vectors):
     rows, _ = score_answers(questions, answers, vectors, min_known_share=0.5)
     expected = [vectors.n_similarity(words(a["text"]), words(q["reference"])) for q, a in zip(questions, answers, strict=True)]
     np.testing.assert_allclose([row.cosine for row in rows], expected, atol=1e-6)
+
+
+def test_cosine_equals_gensims_on_the_real_vectors():
+    glove = load_vectors("glove-6b-50d").keyed
+    rows = Storage(str(COURSE)).read_jsonl("questions.jsonl")[:40]
+    questions = [question(str(i), row["reference"]) for i, row in enumerate(rows)]
+    answers = [answer(str(i), rows[i - 1]["reference"] + " Zzyzzx!") for i in range(len(rows))]
+    found, _ = score_answers(questions, answers, glove, min_known_share=0.5)
+    scored = [(row.cosine, words(a["text"]), words(q["reference"])) for row, q, a in zip(found, questions, answers, strict=True)]
+    expected = [(cosine, glove.n_similarity(one, two)) for cosine, one, two in scored if cosine is not None]
+    assert len(expected) > 20
+    np.testing.assert_allclose(*zip(*expected, strict=True), rtol=0, atol=1e-6)
+
+
+def test_soft_cosine_is_gensims(course, vectors):
+    from gensim.corpora import Dictionary
+    from gensim.similarities import SparseTermSimilarityMatrix, WordEmbeddingSimilarityIndex
+
+    questions, answers = course
+    texts = [words(q["reference"]) for q in questions] + [words(a["text"]) for a in answers]
+    dictionary = Dictionary(texts)
+    matrix = SparseTermSimilarityMatrix(WordEmbeddingSimilarityIndex(vectors), dictionary, nonzero_limit=None)
+    rows, _ = score_answers(questions, answers, vectors, min_known_share=0.5)
+    for row, q, a in zip(rows, questions, answers, strict=True):
+        one, two = (dictionary.doc2bow(words(text)) for text in (a["text"], q["reference"]))
+        assert row.soft_cosine == pytest.approx(matrix.inner_product(one, two, normalized=(True, True)), abs=1e-5)
+
+
+def test_content_words_are_those_of_the_language():
+    assert content_words(words("The page isn't in the frame 7"), "en") == ["page", "isn", "frame", "7"]
+    assert content_words(words("Die Seite liegt nicht im Rahmen, z.B. 7"), "de") == ["seite", "liegt", "rahmen", "7"]
+    assert content_words(["die", "page"], "en") == ["die", "page"]
+    assert content_words(["la", "page"], "fr") == ["la", "page"]
+
+
+def test_content_overlap_leaves_function_words_out(vectors):
+    rows, _ = score_answers([question("1", "the page of the disk")], [answer("1", "the lock of the disk")], vectors, min_known_share=0)
+    assert rows[0].token_f1 == pytest.approx(0.8) and rows[0].content_f1 == pytest.approx(0.5)
+
+
+def test_an_answer_of_function_words_shares_no_content_and_a_sample_answer_of_them_asks_for_none(vectors):
+    questions = [question("1", "memory base"), question("2", "of the")]
+    rows, _ = score_answers(questions, [answer("1", "of the"), answer("2", "memory")], vectors, min_known_share=0)
+    assert (rows[0].content_f1, rows[1].content_f1) == (0.0, None)
+
+
+def test_german_overlap_is_scored_where_the_vectors_know_nothing(vectors):
+    asked = {**question("1", "Die Seitentabelle bildet Seiten auf Rahmen ab."), "language": "de"}
+    rows, _ = score_answers([asked], [answer("1", "Seiten werden auf Rahmen abgebildet.")], vectors, min_known_share=0.5)
+    assert rows[0].cosine is None and "have a vector" in rows[0].reason
+    assert 0 < rows[0].content_f1 < 1
+
+
+def test_every_metric_has_its_scale_and_the_right_sample_answer_is_nearer(course, vectors):
+    questions, _ = course
+    rows, scales = score_answers(questions, [answer(q["question_id"], q["reference"]) for q in questions], vectors, min_known_share=0.5)
+    assert tuple(scales) == METRICS
+    for metric, scale in scales.items():
+        assert scale.right_mean == pytest.approx(np.mean([getattr(row, metric) for row in rows]))
+        assert scale.wrong_mean < scale.right_mean and scale.spread > 0
+
+
+def test_wrong_pairs_are_of_another_question_in_the_same_language():
+    right = np.repeat(np.arange(40), 3)
+    languages = ["en", "de"] * 20
+    answers, references = wrong_pairs(right, languages)
+    assert len(answers) == 120 * 19 == len(set(zip(answers.tolist(), references.tolist(), strict=True)))
+    assert all(right[a] != r and right[a] % 2 == r % 2 for a, r in zip(answers, references, strict=True))
+    many = wrong_pairs(np.arange(3000), ["en"] * 3000)
+    assert many.shape == (2, MOST_WRONG_PAIRS) and (many[0] != many[1]).all()
+    assert wrong_pairs(np.array([0]), ["en"]).shape == wrong_pairs(np.zeros(0, int), []).shape == (2, 0)
+
+
+def test_true_counts_weigh_words_and_made_up_ones_do_not(vectors):
+    counted = KeyedVectors(2)
+    counted.add_vectors(["a", "b", "c"], np.eye(3, 2, dtype=np.float32) + 1)
+    ids = np.array([0, 2])
+    by_rank = word_probabilities(counted, ids)
+    counted.expandos["count"] = np.array([3, 2, 1])  # gensim's own, for a file without counts
+    np.testing.assert_array_equal(word_probabilities(counted, ids), by_rank)
+    counted.expandos["count"] = np.array([70, 20, 10])
+    np.testing.assert_allclose(word_probabilities(counted, ids), [0.7, 0.1])
 
 
 def test_cosine_ignores_unknown_words_as_gensim_does(vectors):
@@ -91,15 +180,15 @@ def test_one_more_model_changes_no_score(course, vectors):
 
 def test_the_sample_answer_itself_scores_one(course, vectors):
     questions, _ = course
-    rows, scale = score_answers(questions, [answer(q["question_id"], q["reference"]) for q in questions], vectors, min_known_share=0.5)
+    rows, scales = score_answers(questions, [answer(q["question_id"], q["reference"]) for q in questions], vectors, min_known_share=0.5)
     for row in rows:
         assert (row.cosine, row.sif_cosine, row.token_f1) == (pytest.approx(1), pytest.approx(1), 1.0)
-    assert scale.right_mean == pytest.approx(1)
+    assert scales["cosine"].right_mean == pytest.approx(1)
 
 
 def test_scale_comes_from_the_wrong_sample_answers(course, vectors):
     questions, answers = course
-    _, scale = score_answers(questions, answers, vectors, min_known_share=0.5)
+    _, scales = score_answers(questions, answers, vectors, min_known_share=0.5)
     wrong = [
         float(vectors.n_similarity(words(a["text"]), words(q["reference"])))
         for a in answers
@@ -107,8 +196,8 @@ def test_scale_comes_from_the_wrong_sample_answers(course, vectors):
         if q["question_id"] != a["question_id"]
     ]
     low, high = np.percentile(wrong, [5, 95])
-    assert scale.wrong_mean == pytest.approx(np.mean(wrong), abs=1e-6)
-    assert scale.spread == pytest.approx(high - low, abs=1e-6)
+    assert scales["cosine"].wrong_mean == pytest.approx(np.mean(wrong), abs=1e-6)
+    assert scales["cosine"].spread == pytest.approx(high - low, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -131,22 +220,22 @@ def test_no_score_is_a_reason_and_never_zero(vectors, text, changes, reason):
 
 def test_an_unknown_sample_answer_gives_no_score(vectors):
     questions = [question("1", "größere seiten verringern"), question("2", "page kernel")]
-    rows, scale = score_answers(questions, [answer("1", "the memory page")], vectors, min_known_share=0.5)
+    rows, scales = score_answers(questions, [answer("1", "the memory page")], vectors, min_known_share=0.5)
     assert rows[0].cosine is None
     assert "0% of the sample answer's words" in rows[0].reason
     assert rows[0].token_f1 == 0.0
-    assert (scale.right_mean, scale.spread) == (None, 0.0)
+    assert (scales["cosine"].right_mean, scales["cosine"].spread) == (None, 0.0)
 
 
 def test_one_question_has_a_cosine_but_no_sif_and_no_scale(vectors):
-    rows, scale = score_answers([question("1", "memory base")], [answer("1", "memory limit")], vectors, min_known_share=0.5)
+    rows, scales = score_answers([question("1", "memory base")], [answer("1", "memory limit")], vectors, min_known_share=0.5)
     assert rows[0].cosine is not None and rows[0].sif_cosine is None
-    assert (scale.wrong_mean, scale.spread) == (None, 0.0)
+    assert (scales["cosine"].wrong_mean, scales["cosine"].spread) == (None, 0.0)
 
 
 def test_no_answers_and_no_known_word_at_all(vectors):
     assert score_answers([question("1", "quokka")], [], vectors, min_known_share=0.5)[0] == []
-    assert pool(["quokka", ""], vectors).mean_ND.shape == (2, 16)
+    assert pool([["quokka"], []], vectors).mean_ND.shape == (2, 16)
     assert np.isnan(unit(np.zeros((1, 3)))).all()
 
 

@@ -1,7 +1,9 @@
 """Word vectors from every format that is taken, and those that are not."""
 
 import gzip
+from pathlib import Path
 
+import gensim
 import numpy as np
 import pytest
 from gensim.models import KeyedVectors
@@ -53,6 +55,17 @@ def test_word2vec_text_and_binary_and_gensims_own(tmp_path, keyed, own_cache):
         check_rows(load_vectors(str(tmp_path / name)))
 
 
+def test_fasttexts_own_binary_gives_its_words(own_cache):
+    from gensim.models.fasttext import load_facebook_vectors
+
+    path = Path(gensim.__file__).parent / "test" / "test_data" / "lee_fasttext_new.bin"
+    if not path.exists():
+        pytest.skip("this gensim comes without its test data")
+    found, own = load_vectors(str(path)).keyed, load_facebook_vectors(str(path))
+    assert found.index_to_key == own.index_to_key and "xyzzyx" not in found
+    np.testing.assert_array_equal(found["the"], own["the"])
+
+
 def test_a_file_is_converted_once_and_mapped(tmp_path, own_cache):
     path = tmp_path / "v.txt"
     path.write_text(glove_lines(), encoding="utf-8")
@@ -86,5 +99,5 @@ def test_a_file_without_vectors_is_refused(tmp_path, own_cache, content):
 
 
 def test_a_missing_name_is_refused_with_the_known_ones():
-    with pytest.raises(ModelError, match=r"'glove-7b' are no built-in name \(glove-6b-50d\) and no file"):
+    with pytest.raises(ModelError, match=r"'glove-7b' are no built-in name \(glove-6b-50d\), not 'course', and no file"):
         check_vectors("glove-7b")
