@@ -1,22 +1,32 @@
 """Teach the student what the teacher knows, with Ray Train; the student is cut from the teacher or a model of its own."""
 
 import functools
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray_jobs.core.cluster import connect
+from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
 from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import say
-from ray_jobs.core.run_folder import ModelSource, RunFolder
+from ray_jobs.core.run_folder import ModelSource, RunFolder, versions
+from ray_jobs.core.storage import Storage
+from ray_jobs.core.tasks import start_task, task_results
 from ray_jobs.training.job_plan import JobPlan
+
+if TYPE_CHECKING:
+    from ray_jobs.distillation.making import Student
+    from ray_jobs.distillation.model_card import Lineage
+    from ray_jobs.distillation.start import Start
+    from ray_jobs.distillation.targets import Targets
+
+INFLUENCE = "influence.json"
+"""The measured block influences, in the stage's folder: measured once, also by a job that is resumed."""
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
     """Train the student on the packed rows of `prepare` and the fine-tuned teacher, and return the manifest.
 
     Raises:
-        ConfigError: layers that the teacher does not have, a student with another vocabulary, or a tracker that is not installed.
+        ConfigError: as `check`.
         ClusterError: no node can hold a worker.
         TrainingFailed: workers were lost too often, or one passed its memory limit.
     """
@@ -28,37 +38,66 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     if stage.manifest:
         say("distill: done already")
         return stage.manifest
+    from ray_jobs.distillation.model_card import model_card
+    from ray_jobs.distillation.summary import facts_of, headline
     from ray_jobs.training.fit_check import against_measured
+    from ray_jobs.training.models import skeleton
     from ray_jobs.training.optimizers import describe_optimizer
+    from ray_jobs.training.skeletons import num_parameters
+
+    teacher, rows = folder.model("teacher"), folder.folder("prepare")
+    optimizer = describe_optimizer(config.distill.optimizer, config.workers.device)
+    with connect():
+        student = _student(config, _start(config, stage.folder, teacher, rows))
+        say(f"distill: the teacher into {_words(config)} on {prepared['counts']['train_rows']} rows with {optimizer}")
+        build = functools.partial(_build, config, teacher, student)
+        result = _train(config, student, build, stage.folder, rows, prepared["counts"], plan)
+    facts = facts_of(result, teacher_parameters=num_parameters(skeleton(resolve_model(config.teacher.model))))
+    facts |= {
+        "optimizer": optimizer,
+        "memory_plan": against_measured(plan, result),
+        "layers": student.start.layers and list(student.start.layers),
+    }
+    stage.folder.write_bytes("student/README.md", model_card(_lineage(config, folder, prepared), facts).encode())
+    return stage.finish(**facts, headline=headline(facts), next="raystill answer CONFIG")
+
+
+def _train(
+    config: Config,
+    student: "Student",
+    build: Any,
+    target: Storage,
+    rows: Storage,
+    counts: dict[str, Any],
+    plan: JobPlan | None,
+) -> dict[str, Any]:
+    """Train, leave the plain student in the stage's folder, and return what `fit` does."""
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
 
     section = config.distill
-    student = config.student.model or f"{config.student.layers} layers of the teacher"
-    optimizer = describe_optimizer(section.optimizer, config.workers.device)
-    say(f"distill: the teacher into {student} on {prepared['counts']['train_rows']} rows with {optimizer}")
     job = TrainingJob(
-        build=functools.partial(_build, config, folder.model("teacher")),
-        export=functools.partial(_export, config.student.model or config.teacher.model),
-        export_name="student",
-        storage=stage.folder,
-        rows=folder.folder("prepare"),
-        evaluate=prepared["counts"]["eval_rows"] > 0,
+        build=build,
+        export=functools.partial(student.write, device=config.workers.device),
+        export_name=student.export_name,
+        storage=target,
+        rows=rows,
+        evaluate=counts["eval_rows"] > 0,
         recipe=Recipe.of(section.model_dump(), seed=config.run.seed),
         trackers=tuple(config.run.trackers),
         title=f"{config.run.name}/distill",
         plan=plan,
     )
-    with connect():
-        result = fit(
-            job,
-            workers=Workers.of(config.workers),
-            max_failures=section.max_failures,
-            keep_checkpoints=section.keep_checkpoints,
-            label="distill",
-        )
-    facts = {**_facts(result, config.teacher.model), "optimizer": optimizer, "memory_plan": against_measured(plan, result)}
-    return stage.finish(**facts, headline=_headline(facts), next="raystill answer CONFIG")
+    result = fit(
+        job,
+        workers=Workers.of(config.workers),
+        max_failures=section.max_failures,
+        keep_checkpoints=section.keep_checkpoints,
+        label="distill",
+    )
+    if section.method != "full":
+        _merge(config, student, target)
+    return result
 
 
 def check(config: Config) -> JobPlan:
@@ -66,107 +105,193 @@ def check(config: Config) -> JobPlan:
 
     Raises:
         ConfigError: layers that the teacher does not have, a student with another vocabulary, rows longer than a model's
-            positions, a strategy that cannot work with the optimizer, a tracker that is not installed, or more memory than
-            a worker has (the table is then on stderr).
+            positions, a strategy that cannot work with the optimizer or a quantized student, adapters that the student cannot
+            hold, a tracker that is not installed, or more memory than a worker has (the table is then on stderr).
+        ModelError: a model cannot be found, or is quantized already where it is to be cut or stored in fewer bits.
     """
-    from ray_jobs.distillation.layers import choose_layers
-    from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.distillation.teacher import check_teacher
     from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
-    refuse_pairing(Pairing(config.workers.strategy, config.workers.zero_stage, config.distill.optimizer))
+    if config.distill.vocabulary == "uld":
+        _check_uld(config)
+    section, lora = config.distill, config.distill.lora
+    workers, storage = config.workers, section.quantization.type
+    refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, storage, lora.dora))
     for name in filter(None, (config.teacher.model, config.student.model)):
         check_context(resolve_model(name), name, config.data.max_length)
-    if config.student.model is None:
-        choose_layers(find_architecture(config.teacher.model).config.num_hidden_layers, config.student.layers)
-        return _memory_plan(config)
-    from ray_jobs.distillation.student import check_vocabulary
-    from ray_jobs.training.models import load_tokenizer
-
-    student, teacher = (load_tokenizer(resolve_model(name)).get_vocab() for name in (config.student.model, config.teacher.model))
-    check_vocabulary(student, teacher)
+    _student(config, _first_start(config, config.teacher.model)).check(_student_settings(config), device=workers.device)
+    check_teacher(
+        resolve_model(config.teacher.model),
+        section.teacher_quantization,
+        dora=config.finetune.method != "full" and config.finetune.lora.dora,
+        device=workers.device,
+    )
     return _memory_plan(config)
 
 
-def _memory_plan(config: Config) -> JobPlan:
+def _check_uld(config: Config) -> None:
+    """Refuse what a student with another tokenizer cannot learn by."""
+    from ray_jobs.core.errors import ConfigError
+
+    section = config.distill
+    refused = {
+        "a student built from the teacher (set student.model)": config.student.model is None,
+        f'distill.targets = "{section.targets}"': section.targets == "text",
+        'distill.cache.keep = "top_k"': section.cache.folder is not None and section.cache.keep == "top_k",
+        f"distill.hidden_weight = {section.hidden_weight:g}": section.hidden_weight > 0,
+        f"distill.on_policy.share = {section.on_policy.share:g}": section.on_policy.share > 0,
+        "[distill.teachers]": bool(section.teachers),
+    }
+    for what in (what for what, is_set in refused.items() if is_set):
+        raise ConfigError(
+            f'distill.vocabulary = "uld" compares sorted distributions of one teacher with those of a model with a tokenizer of its own; '
+            f'it does not go with {what}: change that, or use vocabulary = "same"'
+        )
+
+
+def _student_settings(config: Config) -> dict[str, Any]:
     from ray_jobs.distillation.student import student_settings
     from ray_jobs.training.architecture import find_architecture
-    from ray_jobs.training.fit_check import check_fits, limits_of, request_of
 
-    teacher, named = find_architecture(config.teacher.model), config.student.model
-    student = find_architecture(named).settings if named else student_settings(teacher.config, config.student.layers)
-    section = config.distill.model_dump()
-    request = request_of(section, settings=teacher.settings, length=config.data.max_length, workers=config.workers, student=student)
-    return check_fits(request, limits_of(config.workers))
+    named = config.student.model
+    return (
+        find_architecture(named).settings
+        if named
+        else student_settings(find_architecture(config.teacher.model).config, config.student.layers)
+    )
 
 
-def _build(config: Config, source: ModelSource, device: str) -> tuple[Any, Any]:
-    import torch
+def _memory_plan(config: Config) -> JobPlan:
+    from ray_jobs.distillation.plan import check_pool, distill_request, pool_plan
+    from ray_jobs.training.alternatives import Limits
+    from ray_jobs.training.architecture import find_architecture
+    from ray_jobs.training.fit_check import check_fits, limits_of
 
-    from ray_jobs.distillation.divergence import Divergence
+    workers, pool = config.workers, config.distill.pool
+    request = distill_request(
+        config.distill.model_dump(),
+        config.finetune.model_dump(),
+        teacher=find_architecture(config.teacher.model).settings,
+        student=_student_settings(config),
+        length=config.data.max_length,
+        workers=workers,
+    )
+    if config.distill.targets == "pool":
+        limit = workers.gpu_memory_bytes if pool.gpus else pool.memory_bytes
+        check_pool(pool_plan(request, gpus=pool.gpus), Limits(limit, pool.memory_bytes))
+    return check_fits(request, limits_of(workers))
+
+
+def _start(config: Config, stage: Storage, teacher: ModelSource, rows: Storage) -> "Start":
+    """Return where the student's first weights come from; its layers are measured here where they are chosen so."""
+    from ray_jobs.distillation.influence import influence_table, most_influential
+    from ray_jobs.distillation.tasks import measure_layers
+
+    start, student = _first_start(config, *teacher), config.student
+    if student.choose == "even" or not isinstance(student.layers, int):
+        return start
+    if not stage.exists(INFLUENCE):
+        require("[workers] of the layers' influence", config.workers.bundle)
+        say("distill: measuring the influence of the teacher's layers")
+        load, seed, rows_at_once = functools.partial(_load_teacher, config, teacher), config.run.seed, config.distill.micro_batch_size
+        task = start_task(measure_layers, load, rows, seed, rows_at_once, config.workers, bundle=config.workers.bundle)
+        stage.write_json(INFLUENCE, task_results([task], what="distill")[0])
+    found = stage.read_json(INFLUENCE)
+    layers = most_influential(found["influence"], student.layers)
+    for line in influence_table(found, layers):
+        say(f"distill: {line}")
+    return start._replace(layers=tuple(layers))
+
+
+def _first_start(config: Config, model: str, adapter: str | None = None) -> "Start":
+    """Return the student's own model, or as many layers of the teacher, evenly spaced where they are not named."""
     from ray_jobs.distillation.layers import choose_layers
-    from ray_jobs.distillation.loss import DistillLoss
-    from ray_jobs.distillation.student import build_student, check_head_width
+    from ray_jobs.distillation.start import Start
+    from ray_jobs.training.architecture import find_architecture
+
+    student = config.student
+    if student.model is not None:
+        return Start(student.model)
+    layers = choose_layers(find_architecture(config.teacher.model).config.num_hidden_layers, student.layers)
+    return Start(model, tuple(layers), adapter, config.run.seed if student.start == "random" else None)
+
+
+def _load_teacher(config: Config, source: ModelSource, device: str) -> Any:
+    from ray_jobs.distillation.teacher import load_teacher
+    from ray_jobs.training.models import Quantization, choose_dtype
+
+    kind = config.distill.teacher_quantization
+    stored = None if kind == "none" else Quantization(kind, config.finetune.quantization.double_quantization)
+    return load_teacher(*source, dtype=choose_dtype(config.distill.dtype, device), quantization=stored, device=device)
+
+
+def _student(config: Config, start: "Start") -> "Student":
+    from ray_jobs.distillation.making import Student
+    from ray_jobs.distillation.vocabulary import chat_template, shared_vocabulary
+    from ray_jobs.training.models import Quantization
+
+    section, named = config.distill, config.student.model
+    return Student(
+        start,
+        tokenizer=named or config.teacher.model,
+        method=section.method,
+        dtype=section.dtype,
+        lora=section.lora.model_dump(exclude={"plus_ratio"}),  # which is the optimizer's
+        quantization=Quantization(**section.quantization.model_dump()),
+        num_tokens=shared_vocabulary(named, config.teacher.model) if named and section.vocabulary == "same" else None,
+        chat_template=chat_template(config.teacher.model) if section.vocabulary == "uld" else None,
+    )
+
+
+def _build(config: Config, source: ModelSource, student: "Student", device: str) -> tuple[Any, Any]:
     from ray_jobs.distillation.targets import WorkerTeacher
-    from ray_jobs.training.adapters import load_named
-    from ray_jobs.training.models import choose_dtype, load_model
 
-    section, student = config.distill, config.student
-    teacher = load_named(*source, dtype=choose_dtype(section.dtype, device), device=device)
-    if student.model is None:
-        model = build_student(teacher, choose_layers(teacher.config.num_hidden_layers, student.layers)).to(device)
-    else:
-        model = load_model(resolve_model(student.model), dtype=torch.float32, device=device)
-        check_head_width(model, teacher)
+    model = student.load(device)
+    return model, _loss(config, student, model, WorkerTeacher(_load_teacher(config, source, device)))
+
+
+def _loss(config: Config, student: "Student", model: Any, targets: "Targets") -> Any:
+    from ray_jobs.distillation.divergence import Divergence
+    from ray_jobs.distillation.loss import DistillLoss
+    from ray_jobs.distillation.retokenize import retokenizer_between
+    from ray_jobs.distillation.uld import UldLoss
+
+    section = config.distill
+    weights = {"kd_weight": section.kd_weight, "ce_weight": section.ce_weight}
+    if section.vocabulary == "uld":
+        between = retokenizer_between(config.teacher.model, student.tokenizer, max_length=model.config.max_position_embeddings)
+        return UldLoss(targets, between, kd_temperature=section.kd_temperature, **weights)
     divergence = Divergence(section.divergence, beta=section.beta, skew=section.skew, temperature=section.kd_temperature)
-    loss = DistillLoss(WorkerTeacher(teacher), divergence=divergence, kd_weight=section.kd_weight, ce_weight=section.ce_weight)
-    return model, loss
+    return DistillLoss(targets, divergence=divergence, num_tokens=student.num_tokens, **weights)
 
 
-def _export(tokenizer_of: str, model: Any, folder: Path) -> None:
-    from ray_jobs.training.models import load_tokenizer
+def _lineage(config: Config, folder: RunFolder, prepared: dict[str, Any]) -> "Lineage":
+    from ray_jobs import __version__
+    from ray_jobs.distillation.model_card import Lineage
 
-    model.save_pretrained(folder)
-    load_tokenizer(resolve_model(tokenizer_of)).save_pretrained(folder)
-
-
-def _facts(result: dict[str, Any], teacher: str) -> dict[str, Any]:
-    from ray_jobs.training.models import skeleton
-
-    before, after = ((result[key] or {}).get("terms", {}) for key in ("eval_before", "eval_after"))
-    return {
-        "counts": {"steps": result["steps"], "tokens": result["tokens"]},
-        "num_parameters": {
-            "teacher": sum(p.numel() for p in skeleton(resolve_model(teacher)).parameters()),
-            "student": result["total_parameters"],
-        },
-        "eval": {
-            "kl_before_nats": before.get("kl"),
-            "kl_after_nats": after.get("kl"),
-            "ce_teacher_nats": after.get("ce_teacher"),
-            "ce_before_nats": before.get("ce"),
-            "ce_after_nats": after.get("ce"),
-        },
-        "train_seconds": result["train_seconds"],
-        "peak_bytes": result["peak_bytes"],
-        "gpu_peak_bytes": result["gpu_peak_bytes"],
-        "memory": result["memory"],
-    }
+    return Lineage(
+        teacher=config.teacher.model,
+        taught=folder.finished("finetune")["settings"].get("finetune.method", config.finetune.method),
+        own_model=config.student.model,
+        start=config.student.start,
+        data=prepared["counts"],
+        distill=config.distill.model_dump(),
+        versions={"raystill": __version__, **versions()},
+    )
 
 
-def _headline(facts: dict[str, Any]) -> list[str]:
-    losses, size = facts["eval"], facts["num_parameters"]
-    shown = "no held-out rows"
-    if losses["kl_after_nats"] is not None:
-        shown = "KL to the teacher {kl_before_nats:.3f} -> {kl_after_nats:.3f} nats, held-out loss {ce_before_nats:.3f} -> ".format(
-            **losses
-        )
-        shown += "{ce_after_nats:.3f} (teacher {ce_teacher_nats:.3f})".format(**losses)
-    share = size["student"] / size["teacher"]
-    rate = facts["counts"]["tokens"] / max(facts["train_seconds"], 1e-9)
-    return [
-        f"distill: {shown}, {size['student'] / 1e6:.1f} M of {size['teacher'] / 1e6:.1f} M parameters ({share:.0%}), "
-        f"{facts['counts']['steps']} steps, {rate:.0f} tokens/s, peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker",
-        *filter(None, [facts["memory_plan"].get("line")]),
-    ]
+def _merge(config: Config, student: "Student", stage: Storage) -> None:
+    from ray_jobs.distillation.tasks import merge_student
+
+    if not stage.exists("student"):
+        say("distill: merging the adapter into the student")
+        require("[workers] of the merge", config.workers.bundle)
+        task_results([start_task(merge_student, student, stage, config.workers, bundle=config.workers.bundle)], what="distill")
+
+
+def _words(config: Config) -> str:
+    student, method = config.student, config.distill.method
+    cut = f"{student.layers} layers of the teacher" + (" with random weights" if student.start == "random" else "")
+    return (student.model or cut) + ("" if method == "full" else f" by {method}")

@@ -62,8 +62,9 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             for job, found in facts.items()
         },
     }
+    summary["distill"] |= (beside := _beside(config, teacher, jobs["distill"]))["facts"]
     lines = [*_introduction(config, teacher.source, limits), "", *_tables(rows, tables, limits, summary), ""]
-    return {**summary, "headline": lines + _verdicts(summary, chosen, estimates), "next": _next(summary)}
+    return {**summary, "headline": [*lines, *_verdicts(summary, chosen, estimates), *beside["lines"]], "next": _next(summary)}
 
 
 def _finetune(config: Config, teacher: "Architecture") -> "Request":
@@ -74,14 +75,28 @@ def _finetune(config: Config, teacher: "Architecture") -> "Request":
 
 
 def _distill(config: Config, teacher: "Architecture") -> "Request":
+    from ray_jobs.distillation.plan import distill_request
     from ray_jobs.distillation.student import student_settings
     from ray_jobs.training.architecture import find_architecture
-    from ray_jobs.training.fit_check import request_of
 
     named = config.student.model
-    student = find_architecture(named).settings if named else student_settings(teacher.config, config.student.layers)
-    section = config.distill.model_dump()
-    return request_of(section, settings=teacher.settings, length=config.data.max_length, workers=config.workers, student=student)
+    return distill_request(
+        config.distill.model_dump(),
+        config.finetune.model_dump(),
+        teacher=teacher.settings,
+        student=find_architecture(named).settings if named else student_settings(teacher.config, config.student.layers),
+        length=config.data.max_length,
+        workers=config.workers,
+    )
+
+
+def _beside(config: Config, teacher: "Architecture", request: "Request") -> dict[str, Any]:
+    from ray_jobs.distillation.plan import beside_workers
+
+    section, prepared = config.distill, _manifest(RunFolder(config), "prepare")
+    tokens = prepared["counts"]["label_tokens"] + prepared["counts"]["eval_label_tokens"] if prepared else None
+    given = {"pool": section.pool.memory_bytes, "cache": section.cache.budget_bytes}
+    return beside_workers(section.model_dump(), request, teacher=teacher.settings, tokens=tokens, given=given)
 
 
 def _bases(config: Config, teacher: "Architecture") -> list["Memory"]:

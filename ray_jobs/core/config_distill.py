@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ray_jobs.core.config_base import Positive, Section, Share, Weight
-from ray_jobs.core.config_training import LoraSection, OptimSection, QuantizationSection
+from ray_jobs.core.config_training import LoraSection, OptimSection, QuantizationSection, refuse_adapter_fields
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.sizes import parse_bytes
 
@@ -28,6 +28,16 @@ class StudentSection(Section):
     of the training text most (block influence: Men et al. 2024, arXiv:2403.03853)."""
     start: Literal["teacher", "random"] = "teacher"
     """Whether a student built from the teacher starts with its weights, or with random ones to compare with."""
+
+    @model_validator(mode="after")
+    def _choices_have_something_to_choose(self) -> "StudentSection":
+        asked = {"choose": self.choose != "even", "start": self.start != "teacher"}
+        for field in (field for field, is_set in asked.items() if is_set):
+            if self.model is not None:
+                raise ValueError(f'{field} = "{getattr(self, field)}" is for a student built from the teacher: remove it, or remove model')
+        if self.choose == "influence" and not isinstance(self.layers, int):
+            raise ValueError(f'choose = "influence" chooses a number of layers and layers = {self.layers} names them: remove one of both')
+        return self
 
 
 class PoolSection(Section):
@@ -180,6 +190,12 @@ class DistillSection(OptimSection):
             raise ValueError(f'embedding_weight = {self.embedding_weight} needs task = "embedding", not "{self.task}"')
         if self.on_policy.share and self.targets == "text":
             raise ValueError('on_policy.share above 0 needs a teacher that scores: use targets = "worker" or "pool"')
+        return self
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> "DistillSection":
+        if self.method == "full":
+            refuse_adapter_fields(self.lora)
         return self
 
     @model_validator(mode="after")

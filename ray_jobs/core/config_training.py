@@ -91,15 +91,26 @@ class FinetuneSection(OptimSection):
     @model_validator(mode="after")
     def _full_has_no_adapter(self) -> "FinetuneSection":
         if self.method == "full":
-            lora = self.lora
-            asked = {"lora.rslora": lora.rslora, "lora.dora": lora.dora, "lora.plus_ratio": lora.plus_ratio, "merge": self.merge}
-            for field, value in asked.items():
-                if value:
-                    raise ValueError(
-                        f'{field} = {str(value).lower()} needs an adapter and method = "full" trains every weight: '
-                        f'remove it, or use method = "lora" or "qlora"'
-                    )
+            refuse_adapter_fields(self.lora, merge=self.merge)
         return self
+
+
+def refuse_adapter_fields(lora: LoraSection, **further: bool) -> None:
+    """Refuse fields that say something about an adapter where every weight is trained.
+
+    Args:
+        further: fields of the section itself.
+
+    Raises:
+        ValueError: names the first that is set.
+    """
+    asked = {"lora.rslora": lora.rslora, "lora.dora": lora.dora, "lora.plus_ratio": lora.plus_ratio, **further}
+    for field, value in asked.items():
+        if value:
+            raise ValueError(
+                f'{field} = {str(value).lower()} needs an adapter and method = "full" trains every weight: '
+                f'remove it, or use method = "lora" or "qlora"'
+            )
 
 
 class WorkersSection(Section):

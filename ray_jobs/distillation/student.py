@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ray_jobs.core.errors import ConfigError, ModelError
+from ray_jobs.core.errors import ModelError
 from ray_jobs.distillation.layers import choose_layers
 
 
@@ -22,7 +22,7 @@ def build_student(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedMode
     Raises:
         ModelError: the teacher has no list of decoder layers.
     """
-    prefix = _layers_prefix(teacher)
+    prefix = layers_prefix(teacher)
     student = AutoModelForCausalLM.from_config(shrink_config(teacher.config, layers), dtype=torch.float32, attn_implementation="sdpa")
     new_index = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(layers)}
     student.load_state_dict(_renamed(teacher.state_dict(), prefix, new_index))
@@ -49,41 +49,12 @@ def student_settings(config: Any, layers: int | list[int]) -> dict[str, Any]:
     return shrink_config(config, choose_layers(config.num_hidden_layers, layers)).to_dict()
 
 
-def check_vocabulary(student_tokens: dict[str, int], teacher_tokens: dict[str, int]) -> None:
-    """Refuse a student whose tokens mean something else than the teacher's: their distributions cannot be compared.
-
-    Args:
-        student_tokens: token to id, as `tokenizer.get_vocab()` returns it.
-        teacher_tokens: the same of the teacher.
+def layers_prefix(model: PreTrainedModel) -> str:
+    """Return how the names of a model's layers begin, such as "model.layers.".
 
     Raises:
-        ConfigError: names the first token, by id, that differs.
+        ModelError: the model has no list of layers.
     """
-    if student_tokens == teacher_tokens:
-        return
-    differing = student_tokens.items() ^ teacher_tokens.items()
-    token, _ = min(differing, key=lambda item: (item[1], item[0]))
-    raise ConfigError(
-        f"student.model has another vocabulary than the teacher: token {token!r} has id {student_tokens.get(token)} in the student and "
-        f"{teacher_tokens.get(token)} in the teacher; choose a student of the same family, or build it from the teacher with student.layers"
-    )
-
-
-def check_head_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Refuse a student whose head scores another number of tokens than the teacher's.
-
-    Raises:
-        ConfigError: names both numbers.
-    """
-    rows = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
-    if rows[0] != rows[1]:
-        raise ConfigError(
-            f"student.model scores {rows[0]} tokens and the teacher {rows[1]} (the tokenizers agree, the padding differs): "
-            "resize the student's embeddings to the teacher's, or build it from the teacher with student.layers"
-        )
-
-
-def _layers_prefix(model: PreTrainedModel) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
             return f"{name}."

@@ -66,6 +66,24 @@ def simulate(build: BuildModel, *, num_layers: int, batch_size: int, length: int
     return Phases(*(one + (num_layers - 1) * (two - one) for one, two in zip(first, second, strict=True)))
 
 
+def forward_bytes(model: nn.Module, *, batch_size: int, length: int, dtype: torch.dtype) -> int:
+    """Return the most bytes alive in a forward pass that keeps nothing, as a frozen teacher's; the output head is no part of it.
+
+    Args:
+        model: two decoder layers suffice, on the meta device: one layer's input is let go while the next one works.
+        dtype: type of matrix products.
+    """
+    with FakeTensorMode(), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        head_VH = _give_shapes_to(model.eval())
+        ids_BT = torch.zeros(batch_size, length, dtype=torch.long)
+        mask_B1TT = torch.zeros(batch_size, 1, length, length, dtype=torch.bool)
+        with _Alive(own=[head_VH, *model.parameters(), *model.buffers()]) as alive:
+            with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+                causal_lm(model).get_decoder()(input_ids=ids_BT, position_ids=ids_BT, attention_mask=mask_B1TT, use_cache=False)
+    return alive.peaks["forward"]
+
+
 def _run(model: nn.Module, batch_size: int, length: int, dtype: torch.dtype, checkpointing: bool) -> Phases:
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -86,31 +86,33 @@ def load_named(model: str, adapter: str | None = None, *, dtype: torch.dtype, de
     return load_merged(folder, local_folder(adapter), dtype=dtype, device=device)
 
 
-def check_lora(model: nn.Module, *, rank: int, targets: str | list[str]) -> None:
+def check_lora(model: nn.Module, *, rank: int, targets: str | list[str], section: str = "finetune") -> None:
     """Refuse adapters that the model cannot hold.
 
     Args:
         model: the model or its skeleton.
+        section: of the config, for the message.
 
     Raises:
         ConfigError: a target is no linear module of the model, or the rank is larger than a layer.
     """
     layers = _linear_layers(model)
-    wanted = _wanted_names(targets, sorted({name.rpartition(".")[2] for name in layers}))
+    wanted = _wanted_names(targets, sorted({name.rpartition(".")[2] for name in layers}), section)
     for name, layer in layers.items():
         smallest = min(layer.in_features, layer.out_features)
         if rank > smallest and (wanted is None or name.rpartition(".")[2] in wanted):
             raise ConfigError(
-                f"finetune.lora.rank = {rank} is larger than layer {name} ({layer.in_features} x {layer.out_features}): "
+                f"{section}.lora.rank = {rank} is larger than layer {name} ({layer.in_features} x {layer.out_features}): "
                 f"choose at most {smallest}"
             )
 
 
-def check_storage(type_: str, *, dora: bool, device: str) -> None:
+def check_storage(type_: str, *, dora: bool, device: str, section: str = "finetune") -> None:
     """Refuse adapters that cannot be trained on a base stored in so many bits on such a device.
 
     Args:
         type_: nf4, fp4 or int8.
+        section: of the config, for the message.
 
     Raises:
         ConfigError: DoRA on int8 weights on a CPU.
@@ -118,19 +120,19 @@ def check_storage(type_: str, *, dora: bool, device: str) -> None:
     if type_ == "int8" and dora and device == "cpu":
         # PEFT 0.21 puts a copied weight back after reading it on a CPU, and bitsandbytes 0.50 loses its scales with the copy
         raise ConfigError(
-            'finetune.lora.dora = true cannot be trained on finetune.quantization.type = "int8" on a CPU (the second forward fails '
+            f'{section}.lora.dora = true cannot be trained on {section}.quantization.type = "int8" on a CPU (the second forward fails '
             'inside bitsandbytes): use type = "nf4", a worker with a GPU, or dora = false'
         )
 
 
-def _wanted_names(targets: str | list[str], known: list[str]) -> set[str] | None:
+def _wanted_names(targets: str | list[str], known: list[str], section: str) -> set[str] | None:
     if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         return None
     names = _names(targets)
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigError(
-            f"finetune.lora.targets = {targets!r}: {unknown[:1] or 'an empty list'} names no linear module of this model; "
+            f"{section}.lora.targets = {targets!r}: {unknown[:1] or 'an empty list'} names no linear module of this model; "
             f'use "all-linear" or some of {known}'
         )
     return set(names)

@@ -75,11 +75,9 @@ def obstacle(request: Request, limits: Limits) -> str:
     Settings that cannot work together, or shards of a model that no worker can read whole, where each does before it is cut.
     """
     sharding = request.sharding
-    method = "full" if request.method == "distill" else request.method
+    storage, dora = request.quantization.type, request.lora.dora
     try:
-        refuse_pairing(
-            Pairing(sharding.strategy, sharding.zero_stage, request.optimizer, method, request.quantization.type, request.lora.dora)
-        )
+        refuse_pairing(Pairing(sharding.strategy, sharding.zero_stage, request.optimizer, request.method, storage, dora))
     except ConfigError as error:
         return str(error)
     if not sharding.cuts_parameters or _is_read_in_pieces(request):
@@ -96,7 +94,7 @@ def obstacle(request: Request, limits: Limits) -> str:
 
 
 def _is_read_in_pieces(request: Request) -> bool:
-    return request.method in {"full", "lora"} and not request.lora.dora
+    return request.teaching is None and request.method in {"full", "lora"} and not request.lora.dora
 
 
 def smallest_change(request: Request, limits: Limits) -> str:
@@ -117,23 +115,32 @@ def smallest_change(request: Request, limits: Limits) -> str:
 
 
 def _changes(request: Request, *, smaller_batches: bool) -> Iterator[tuple[str, Request]]:
-    section, work = "distill" if request.method == "distill" else "finetune", request.work
+    section, work = "finetune" if request.teaching is None else "distill", request.work
     if smaller_batches and not work.checkpointing:
         yield f"set {section}.gradient_checkpointing = true", request._replace(work=work._replace(checkpointing=True))
     if smaller_batches:
         for rows in _halves(work.batch_size, least=1):
             yield f"set {section}.micro_batch_size = {rows}", request._replace(work=work._replace(batch_size=rows))
+    yield from _smaller_teachers(request)
     if request.method in {"full", "lora"}:
-        yield 'set finetune.method = "qlora"', request._replace(method="qlora")
+        yield f'set {section}.method = "qlora"', request._replace(method="qlora")
     if request.method == "qlora" and not request.quantization.double_quantization:
         double = request.quantization._replace(double_quantization=True)
-        yield "set finetune.quantization.double_quantization = true", request._replace(quantization=double)
+        yield f"set {section}.quantization.double_quantization = true", request._replace(quantization=double)
     if smaller_batches:
         for length in _halves(work.length, least=64):
             yield f"set data.max_length = {length}", request._replace(work=work._replace(length=length))
     if request.sharding.strategy == "ddp":
         for count in WORKER_COUNTS[1:]:
             yield f'set workers.strategy = "fsdp" with workers.num_workers = {count}', request._replace(sharding=Sharding("fsdp", count))
+
+
+def _smaller_teachers(request: Request) -> Iterator[tuple[str, Request]]:
+    teaching = request.teaching
+    if teaching is not None and teaching.place == "worker" and teaching.quantization is None:
+        stored = teaching._replace(quantization=Quantization("nf4"))
+        yield 'set distill.teacher_quantization = "nf4"', request._replace(teaching=stored)
+        yield 'set distill.targets = "pool"', request._replace(teaching=teaching._replace(place="head"))
 
 
 def _halves(count: int, *, least: int) -> Iterator[int]:

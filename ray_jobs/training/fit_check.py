@@ -13,32 +13,31 @@ from ray_jobs.training.memory_plan import Lora, Request, Work, predict
 from ray_jobs.training.models import Quantization, choose_dtype
 from ray_jobs.training.plan_table import method_table, row_of
 from ray_jobs.training.sharding_plan import Sharding
+from ray_jobs.training.teaching_plan import Teaching
 
 
 def request_of(
-    section: dict[str, Any], *, settings: dict[str, Any], length: int, workers: Any, student: dict[str, Any] | None = None
+    section: dict[str, Any], *, settings: dict[str, Any], length: int, workers: Any, teaching: Teaching | None = None
 ) -> Request:
     """Return the job that a config asks for.
 
     Args:
-        section: fields of [finetune], or of [distill] with a student.
-        settings: config.json of the model to train, or of the teacher.
+        section: fields of [finetune], or of [distill].
+        settings: config.json of the model to train.
         length: tokens of a packed row.
         workers: has strategy, zero_stage, offload, min_workers and gpus, as [workers] has.
-        student: config.json of the student.
+        teaching: who teaches it, in distillation.
     """
     device = "cuda" if workers.gpus > 0 else "cpu"
     # Which GPU a worker will get is not known here; both types that auto may choose there have 16 bits.
     dtype = torch.bfloat16 if device == "cuda" and section["dtype"] == "auto" else choose_dtype(section["dtype"])
     work = Work(section["micro_batch_size"], length, dtype, section["gradient_checkpointing"], device)
     sharding = Sharding(workers.strategy, workers.min_workers, workers.zero_stage, workers.offload)
-    if student is not None:
-        return Request(settings, "distill", work, optimizer=section["optimizer"], student=student, sharding=sharding)
     lora = section["lora"]
     targets = lora["targets"] if isinstance(lora["targets"], str) else tuple(lora["targets"])
     adapter = Lora(lora["rank"], targets, lora["dora"])
     return Request(
-        settings, section["method"], work, adapter, Quantization(**section["quantization"]), section["optimizer"], None, sharding
+        settings, section["method"], work, adapter, Quantization(**section["quantization"]), section["optimizer"], teaching, sharding
     )
 
 
@@ -59,8 +58,8 @@ def check_fits(request: Request, limits: Limits) -> JobPlan:
         if reason := obstacle(request, limits):
             raise ConfigError(f"{memory.method} cannot start: {reason}")
         return plan
-    jobs = methods(request) if request.student is None else [request]
-    rows = [row_of("finetune", predict(job), limits) for job in jobs]
+    jobs = methods(request) if request.teaching is None else [request]
+    rows = [row_of("finetune" if request.teaching is None else "distill", predict(job), limits) for job in jobs]
     first = next((row["method"] for row in rows if row["fits"]), None)
     for line in method_table(rows, first=first, configured=memory.method):
         say(line)

@@ -1,7 +1,4 @@
-"""What one training worker will hold in memory, from a model's config alone: no weights, no Ray.
-
-Shapes: N positions of a micro-batch, C positions of one chunk, V vocabulary.
-"""
+"""What one training worker will hold in memory, from a model's config alone: no weights, no Ray."""
 
 import functools
 import json
@@ -15,10 +12,10 @@ from transformers import PreTrainedModel
 
 from ray_jobs.training.activations import Phases, simulate, store_quantized
 from ray_jobs.training.adapters import add_lora
-from ray_jobs.training.losses import CHUNK_POSITIONS
 from ray_jobs.training.models import Quantization
 from ray_jobs.training.sharding_plan import Sharding, Trained, offload, shard
 from ray_jobs.training.skeletons import linear_layers, num_parameters, skeleton_of, weight_bytes
+from ray_jobs.training.teaching_plan import Teaching, teaching_bytes
 
 PROCESS_BYTES = 640 * 2**20
 """Host memory of a worker before it has a model: Python with torch, transformers, PEFT and Ray (docs/memory.md)."""
@@ -97,24 +94,25 @@ class Request(NamedTuple):
     """A training job, as far as its memory goes."""
 
     settings: dict[str, Any]
-    """The config.json of the model to train, or of the teacher in distillation."""
+    """The config.json of the model to train."""
     method: str
-    """full, lora, qlora or distill."""
+    """full, lora or qlora."""
     work: Work
     lora: Lora = Lora(16)
     quantization: Quantization = Quantization()
     optimizer: str = "adamw"
-    student: dict[str, Any] | None = None
-    """The config.json of the student in distillation."""
+    teaching: Teaching | None = None
+    """The teacher in distillation."""
     sharding: Sharding = Sharding()
 
     @property
     def name(self) -> str:
         """The method, for people."""
+        if self.teaching is not None:
+            layers = [settings.get("num_hidden_layers", settings.get("n_layer")) for settings in (self.settings, self.teaching.settings)]
+            kind = "" if self.method == "full" else f", {self._replace(teaching=None).name}"
+            return f"distillation, {layers[0]} of {layers[1]} layers{kind}"
         work = _name(self.work.dtype)
-        if self.method == "distill":
-            layers = [settings.get("num_hidden_layers", settings.get("n_layer")) for settings in (self.student or {}, self.settings)]
-            return f"distillation, {layers[0]} of {layers[1]} layers"
         if self.method == "full":
             return f"full, float32 with {work} products" if self.work.dtype is not torch.float32 else "full, float32"
         kind = "DoRA" if self.lora.dora else "LoRA"
@@ -135,8 +133,9 @@ def predict(request: Request) -> Memory:
     phases = _phases(request)
     dtype = request.work.dtype if request.method != "full" else torch.float32
     memory = shard(unsharded, request.sharding, model=model, trained=trained, weight_dtype=dtype, product_dtype=request.work.dtype)
-    scores = phases.scores + (_divergence_bytes(model, request.work) if request.method == "distill" else 0)
-    memory = memory._replace(logits=scores, activations=max(phases.saved, phases.peak - scores))
+    memory = memory._replace(logits=phases.scores, activations=max(phases.saved, phases.peak - phases.scores))
+    if request.teaching is not None:
+        memory = _with_teacher(memory, request, phases)
     if request.work.device == "cpu":
         return memory._replace(overhead=PROCESS_BYTES)
     if request.optimizer.startswith("paged"):  # unified memory: the driver moves it out when the GPU runs full
@@ -167,34 +166,51 @@ def optimizer_bytes(sizes: Sequence[int], optimizer: str) -> int:
     return sum(2 * (size + -(-size // 256) * _FLOAT32) if size >= _SMALL else size * _ADAM_BYTES for size in sizes)
 
 
+def plan_teacher(teaching: Teaching, work: Work) -> Memory:
+    """Return what a process takes that only answers with the teacher's hidden states, as the actors of a pool do."""
+    taught = teaching_bytes(teaching, student_width=0, **_of_work(work))
+    states = work.batch_size * work.length * _skeleton(json.dumps(teaching.settings)).config.hidden_size * work.dtype.itemsize
+    memory = Memory("teacher of a pool", teacher=taught.teacher, activations=taught.forward + states, overhead=PROCESS_BYTES)
+    return memory if work.device == "cpu" else memory._replace(overhead=DEVICE_BYTES, host_overhead=PROCESS_BYTES)
+
+
+def _with_teacher(memory: Memory, request: Request, phases: Phases) -> Memory:
+    """Add the teacher: its forward pass meets what the student's has saved, and its scores those of the student."""
+    config = _skeleton(json.dumps(request.settings)).config
+    taught = teaching_bytes(request.teaching, student_width=config.hidden_size, **_of_work(request.work))  # type: ignore[arg-type]
+    scores = phases.scores + taught.scores
+    activations = taught.kept + max(phases.saved, phases.peak - scores, phases.saved + taught.forward - scores)
+    return memory._replace(teacher=taught.teacher, logits=scores, activations=activations)
+
+
+def _of_work(work: Work) -> dict[str, Any]:
+    return {"batch_size": work.batch_size, "length": work.length, "dtype": work.dtype, "device": work.device}
+
+
 def _without_workers(request: Request) -> tuple[PreTrainedModel, Trained, Memory]:
     """Return the shapes of the model that is trained, what is trained of it, and the parts that do not depend on the micro-batch."""
     sizes = trained_sizes(request)
-    trained = Trained(sum(sizes), whole=request.method in {"full", "distill"})
-    model = _skeleton(json.dumps(request.student if request.method == "distill" else request.settings))
+    trained = Trained(sum(sizes), whole=request.method == "full")
+    model = _skeleton(json.dumps(request.settings))
     memory = Memory(request.name, gradients=trained.numbers * _FLOAT32, optimizer=optimizer_bytes(sizes, request.optimizer))
     if trained.whole:
-        memory = memory._replace(weights=trained.numbers * _FLOAT32)
-        if request.method == "distill":
-            memory = memory._replace(teacher=num_parameters(_skeleton(json.dumps(request.settings))) * request.work.dtype.itemsize)
-        return model, trained, memory
+        return model, trained, memory._replace(weights=trained.numbers * _FLOAT32)
     stored = weight_bytes(model, dtype=request.work.dtype, quantization=request.quantization if request.method == "qlora" else None)
     return model, trained, memory._replace(weights=stored.weights, constants=stored.constants, adapter=trained.numbers * _FLOAT32)
 
 
 def _phases(request: Request) -> Phases:
-    settings = request.student if request.method == "distill" else request.settings
-    return _simulated(_key(request, work=request.work._replace(device="cpu")), _skeleton(json.dumps(settings)).config.num_hidden_layers)
+    num_layers = _skeleton(json.dumps(request.settings)).config.num_hidden_layers
+    return _simulated(_key(request, work=request.work._replace(device="cpu")), num_layers)
 
 
 def _key(request: Request, *, work: Work) -> Any:
     """Return a hashable request, the same for jobs that differ only in what shapes and the micro-batch do not depend on."""
-    settings, student = json.dumps(request.settings), json.dumps(request.student)
-    return Request(settings, request.method, work, request.lora, student=student)  # type: ignore[arg-type]
+    return Request(json.dumps(request.settings), request.method, work, request.lora)  # type: ignore[arg-type]
 
 
 def _from_key(key: Any) -> Request:
-    return key._replace(settings=json.loads(key.settings), student=json.loads(key.student))
+    return key._replace(settings=json.loads(key.settings))
 
 
 @functools.lru_cache(maxsize=16)
@@ -221,8 +237,6 @@ def _simulated(key: Any, num_layers: int) -> Phases:
 
 
 def _build(request: Request, num_layers: int | None) -> nn.Module:
-    if request.method == "distill":
-        return skeleton_of(request.student or {}, num_layers=num_layers)
     if request.method == "full":
         return skeleton_of(request.settings, num_layers=num_layers)
     model = skeleton_of(request.settings, num_layers=num_layers, dtype=request.work.dtype)
@@ -234,11 +248,6 @@ def _build(request: Request, num_layers: int | None) -> nn.Module:
     if request.method == "qlora":
         store_quantized(layers, request.work.dtype)
     return adapted
-
-
-def _divergence_bytes(model: PreTrainedModel, work: Work) -> int:
-    # three float32 arrays of a chunk beside the cross-entropy's: the teacher's scores and both log-probabilities
-    return 3 * _FLOAT32 * min(CHUNK_POSITIONS, work.batch_size * work.length) * model.config.vocab_size
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,5 +1,8 @@
 """distill on a real cluster: a plain student folder, numbers that point the right way, refusals before anything starts."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -7,6 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ray_jobs import distill, finetune, prepare
 from ray_jobs.core.errors import ConfigError, StageMissing
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.distillation.influence import most_influential
+
+LOAD = """
+import sys
+sys.modules["ray_jobs"] = sys.modules["ray"] = sys.modules["peft"] = None  # importing them fails
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = (auto.from_pretrained(sys.argv[1]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+asked = [{"role": "user", "content": "hello"}]
+chat = tokenizer.apply_chat_template(asked, return_tensors="pt", add_generation_prompt=True, return_dict=True)
+assert model.generate(**chat, max_new_tokens=2).shape[1] > chat["input_ids"].shape[1]
+print(model.config.num_hidden_layers, "layers")
+"""
 
 pytestmark = pytest.mark.cluster
 
@@ -24,6 +39,15 @@ def finetuned(tiny_config, ray_cluster):
     return make
 
 
+def assert_plain(folder):
+    """Fail where the folder needs raystill to be loaded, or tells of this machine."""
+    told = [path.name for path in folder.iterdir() if path.suffix != ".safetensors" and str(folder.parents[2]) in path.read_text()]
+    assert not told
+    loaded = subprocess.run([sys.executable, "-I", "-c", LOAD, str(folder)], cwd=folder, capture_output=True, text=True, check=False)
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.strip() == "2 layers"
+
+
 def test_the_student_learns_is_plain_and_is_not_trained_again(finetuned, tiny_config):
     config = finetuned(distill__max_steps=30, distill__learning_rate=3e-3, distill__kd_weight=1.0, distill__ce_weight=0.0)
     manifest = distill.run(config, force=False)
@@ -39,6 +63,10 @@ def test_the_student_learns_is_plain_and_is_not_trained_again(finetuned, tiny_co
     assert student.config.num_hidden_layers == 2
     assert tokenizer.chat_template
     assert student(torch.arange(8)[None]).logits.shape == (1, 8, 49152)
+    assert_plain(stage.local("student"))
+    card = (stage.local("student") / "README.md").read_text()
+    assert str(stage.uri) not in card
+    assert f"| {losses['kl_before_nats']:.4g} | {losses['kl_after_nats']:.4g} | 0 |" in card
     assert distill.run(config, force=False)["id"] == manifest["id"]
     steps = [line["step"] for line in stage.read_jsonl("metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, 31))
@@ -62,3 +90,18 @@ def test_a_student_of_its_own_needs_the_teachers_vocabulary(finetuned, tiny_conf
     manifest = distill.run(tiny_config(student__model=str(tiny_model), distill__max_steps=2), force=False)
     assert manifest["num_parameters"]["student"] == manifest["num_parameters"]["teacher"]
     assert 0 < manifest["eval"]["kl_before_nats"] < 1
+    adapted = {"distill__method": "qlora", "distill__teacher_quantization": "nf4", "distill__max_steps": 12, "distill__learning_rate": 1e-2}
+    config = tiny_config(student__choose="influence", **adapted)
+    manifest = distill.run(config, force=True)
+    assert manifest["eval"]["ce_after_nats"] < manifest["eval"]["ce_before_nats"] - 0.1
+    stage = RunFolder(config).folder("distill")
+    found = stage.read_json("influence.json")
+    assert manifest["layers"] == most_influential(found["influence"], 2)
+    assert found["positions"] > found["rows"] > 0
+    written = AutoModelForCausalLM.from_pretrained(stage.local("student"))
+    assert written.config.num_hidden_layers == 2
+    assert not hasattr(written.config, "quantization_config")
+    assert "quantized base, merged" in (stage.local("student") / "README.md").read_text()
+    stage.write_json("influence.json", {**found, "influence": [1, 0, 0, 1]})
+    stage.delete("manifest.json")
+    assert distill.run(config, force=False)["layers"] == [0, 3], "a job that goes on reads what was measured"

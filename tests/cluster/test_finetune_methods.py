@@ -12,6 +12,7 @@ from ray_jobs.compress import Work, _plain_models
 from ray_jobs.core.config_file import to_toml
 from ray_jobs.core.errors import DataError
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.distillation.start import Start
 from ray_jobs.training.adapters import load_merged
 from ray_jobs.training.models import Quantization, choose_dtype, load_model
 from serve.engines import open_engine
@@ -41,8 +42,9 @@ def test_a_teacher_trained_whole_is_the_teacher_of_every_later_stage(tiny_config
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}
     assert not torch.allclose(logits(written), logits(load_model(config.teacher.model, dtype=torch.float32)), atol=1e-3)
 
-    student, loss = distill._build(config, source, "cpu")
-    assert torch.equal(logits(loss.teacher.model.float()), logits(written))
+    start = Start(source.model, (0, 3), source.adapter)
+    student, loss = distill._build(config, source, distill._student(config, start), "cpu")
+    assert torch.equal(logits(loss.targets.model.float()), logits(written))
     assert torch.equal(student.get_input_embeddings().weight, written.get_input_embeddings().weight)
     engine = open_engine(**source._asdict(), dtype="float32", device="cpu")
     assert torch.equal(logits(engine.model), logits(written))

@@ -11,9 +11,11 @@ import torch
 from transformers import GPT2Config, Qwen3Config
 
 from benchmarks import plan_tables
-from ray_jobs import plan
+from ray_jobs import distill, plan
 from ray_jobs.core.config_file import load_config
 from ray_jobs.core.errors import ConfigError, ModelError
+from ray_jobs.distillation.plan import cache_plan
+from ray_jobs.distillation.topk import TopKCodec
 from ray_jobs.training.activations import simulate
 from ray_jobs.training.alternatives import Limits, obstacle, over_workers, smallest_change
 from ray_jobs.training.architecture import find_architecture
@@ -28,6 +30,7 @@ from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.run_estimate import Rate, estimate, measured_rate
 from ray_jobs.training.sharding_plan import Sharding
 from ray_jobs.training.skeletons import constants_bytes, num_linear, num_parameters, skeleton_of, weight_bytes
+from ray_jobs.training.teaching_plan import Teaching
 
 CONFIGS = Path(__file__).parents[2] / "ray_jobs" / "configs"
 LLAMA_2, LLAMA_3 = (find_architecture(name).settings for name in ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.1-8B"))
@@ -312,12 +315,60 @@ def test_a_gpu_worker_is_held_to_the_gpus_memory(tiny_config):
     assert roomy["limit_bytes"] == 900 * 2**30
 
 
+STUDENT = LLAMA_2 | {"num_hidden_layers": 16}
+
+
 def test_distillation_counts_teacher_and_student_apart():
-    memory = predict(Request(LLAMA_2, "distill", WORK, student=LLAMA_2 | {"num_hidden_layers": 16}))
+    memory = predict(Request(STUDENT, "full", WORK, teaching=Teaching(LLAMA_2)))
     student = num_parameters(skeleton_of(LLAMA_2, num_layers=16))
     assert memory.teacher / 1e9 == pytest.approx(13.48, abs=0.005)
     assert memory.weights == 4 * student
     assert memory.optimizer == 8 * student
+
+
+def test_a_teacher_in_4_bits_elsewhere_or_silent_leaves_room():
+    def plan_with(**changes):
+        return predict(Request(STUDENT, "full", WORK, teaching=Teaching(LLAMA_2)._replace(**changes)))
+
+    whole, quantized = plan_with(), plan_with(quantization=Quantization("nf4"), adapter_rank=16)
+    head, silent = plan_with(place="head"), plan_with(place="none")
+    assert quantized.teacher / 1e9 == pytest.approx(3.763 + 0.103 + 0.160, abs=0.005)
+    assert head.teacher == 32000 * 4096 * 2
+    assert silent == predict(Request(STUDENT, "full", WORK))._replace(method=silent.method)
+    assert whole.total > quantized.total > head.total > silent.total
+    assert plan_with(hidden_pairs=16).activations - whole.activations == 16 * 64 * 2 * 4096 * (2 + 4)
+
+
+def test_an_adapter_on_the_student_is_planned_as_one_on_any_model():
+    alone = predict(Request(STUDENT, "qlora", WORK, Lora(16)))
+    taught = predict(Request(STUDENT, "qlora", WORK, Lora(16), teaching=Teaching(LLAMA_2)))
+    for part in ("weights", "constants", "adapter", "gradients", "optimizer"):
+        assert getattr(taught, part) == getattr(alone, part)
+    assert taught.method == "distillation, 16 of 32 layers, QLoRA r=16, NF4 + DQ"
+    assert taught.teacher > 13e9
+
+
+def test_pool_and_cache_are_planned_against_what_they_are_given(tiny_config, tmp_path):
+    cache = {"folder": str(tmp_path / "cache")}
+    config = tiny_config(distill__targets="pool", distill__pool={"memory": "1GiB"}, distill__cache=cache, distill__dtype="float32")
+    summary = plan.run(config, force=False)
+    assert summary["distill"]["pool"]["teacher"] == num_parameters(skeleton_of(_config(Path(config.teacher.model)))) * 4
+    assert summary["distill"]["cache"]["bytes_per_token"] == 64 * 2
+    lines = "\n".join(summary["headline"])
+    assert "distill.pool.memory gives 1.00 GiB (1.07 GB): fits" in lines
+    assert "cache: 128 bytes a trained token of a budget of 50.00 GiB (53.69 GB); tokens unknown" in lines
+    kept = cache_plan({"keep": "top_k", "top_k": 64, "dtype": "bfloat16"}, teacher=LLAMA_2, tokens=10**9, budget=31 * 10**9)
+    assert kept.total == 10**9 * TopKCodec(64, 32000).bytes_per_position
+    assert "does not fit: 90% are computed each time" in kept.line
+    with pytest.raises(ConfigError, match=r"an actor of \[distill.pool\] needs .* distill.pool.memory gives 100.00 MiB"):
+        distill.check(tiny_config(distill__targets="pool", distill__pool={"memory": "100MiB"}))
+
+
+def test_the_cheapest_changes_of_a_distillation_are_the_teachers():
+    request = Request(STUDENT, "lora", WORK, Lora(2), teaching=Teaching(LLAMA_2))
+    need = predict(request._replace(teaching=request.teaching._replace(quantization=Quantization("nf4")))).total
+    assert smallest_change(request, Limits(need, 2**40)) == 'set distill.teacher_quantization = "nf4"'
+    assert smallest_change(request, Limits(need - 2**31, 2**40)) == 'set distill.targets = "pool"'
 
 
 def test_families_with_other_fields_are_planned(tiny_config, tmp_path):

@@ -1,0 +1,52 @@
+"""What a distillation came to: the facts of its manifest, and the line that people read."""
+
+from typing import Any
+
+
+def facts_of(result: dict[str, Any], *, teacher_parameters: int) -> dict[str, Any]:
+    """Return what the manifest says of a training run.
+
+    Args:
+        result: as `fit` returns it.
+        teacher_parameters: of the model that taught.
+    """
+    before, after = ((result[key] or {}).get("terms", {}) for key in ("eval_before", "eval_after"))
+    return {
+        "counts": {"steps": result["steps"], "tokens": result["tokens"]},
+        "num_parameters": {
+            "teacher": teacher_parameters,
+            "student": result["total_parameters"],
+        },
+        "eval": {
+            "kl_before_nats": before.get("kl"),
+            "kl_after_nats": after.get("kl"),
+            "ce_teacher_nats": after.get("ce_teacher"),
+            "ce_before_nats": before.get("ce"),
+            "ce_after_nats": after.get("ce"),
+            **({"uld_before": before["uld"], "uld_after": after["uld"]} if "uld" in after else {}),
+        },
+        "train_seconds": result["train_seconds"],
+        "peak_bytes": result["peak_bytes"],
+        "gpu_peak_bytes": result["gpu_peak_bytes"],
+        "memory": result["memory"],
+    }
+
+
+def headline(facts: dict[str, Any]) -> list[str]:
+    """Return a run's facts, with its `memory_plan`, as lines for people."""
+    losses, size = facts["eval"], facts["num_parameters"]
+    shown = ["no held-out rows"]
+    if losses["ce_after_nats"] is not None:
+        teacher = "" if losses["ce_teacher_nats"] is None else f" (teacher {losses['ce_teacher_nats']:.3f})"
+        shown = [f"held-out loss {losses['ce_before_nats']:.3f} -> {losses['ce_after_nats']:.3f}{teacher}"]
+    if losses["kl_after_nats"] is not None:
+        shown.insert(0, f"KL to the teacher {losses['kl_before_nats']:.3f} -> {losses['kl_after_nats']:.3f} nats")
+    if "uld_after" in losses:
+        shown.insert(0, f"distance to the teacher {losses['uld_before']:.3f} -> {losses['uld_after']:.3f}")
+    share = size["student"] / size["teacher"]
+    rate = facts["counts"]["tokens"] / max(facts["train_seconds"], 1e-9)
+    return [
+        f"distill: {', '.join(shown)}, {size['student'] / 1e6:.1f} M of {size['teacher'] / 1e6:.1f} M parameters ({share:.0%}), "
+        f"{facts['counts']['steps']} steps, {rate:.0f} tokens/s, peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker",
+        *filter(None, [facts["memory_plan"].get("line")]),
+    ]
