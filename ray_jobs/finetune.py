@@ -6,6 +6,7 @@ from typing import Any
 
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
+from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import say
 from ray_jobs.core.run_folder import RunFolder
@@ -58,6 +59,11 @@ def check(config: Config) -> JobPlan:
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
+    if config.distill.task != "language_model":
+        raise ConfigError(
+            f'finetune trains language models, and distill.task = "{config.distill.task}" has an encoder as its teacher: '
+            "run `raystill prepare CONFIG`, then `raystill distill CONFIG`"
+        )
     section, lora = config.finetune, config.finetune.lora
     refuse_pairing(_pairing(config))
     model = resolve_model(config.teacher.model)

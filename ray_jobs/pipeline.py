@@ -12,6 +12,8 @@ from ray_jobs.core.progress import say
 FOLLOW = ("raystill serve CONFIG", "raystill tune CONFIG", "raystill plan CONFIG")
 """What one may want to do with a finished run."""
 STAGES = ("prepare", "finetune", "distill", "answer", "judge", "compress", "report")
+ENCODER_STAGES = ("prepare", "distill", "report")
+"""Those that a run of encoders has: nobody answers questions."""
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -24,23 +26,27 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         JobError: as the stage that failed; the stages before it are finished and stay so.
     """
     began = time.monotonic()
-    verbs = [importlib.import_module(f"ray_jobs.{name}") for name in STAGES]
+    stages = STAGES if config.distill.task == "language_model" else ENCODER_STAGES
+    if stages is not STAGES:
+        left_out = ", ".join(name for name in STAGES if name not in stages)
+        say(f'run: distill.task = "{config.distill.task}" needs {", ".join(stages)}; {left_out} are for language models and left out')
+    verbs = [importlib.import_module(f"ray_jobs.{name}") for name in stages]
     for verb in verbs:
         if hasattr(verb, "check"):
             verb.check(config)
     with connect():
         require("[workers]", config.workers.bundle, config.workers.min_workers)
         manifests = {}
-        for number, (name, verb) in enumerate(zip(STAGES, verbs, strict=True), start=1):
-            say(f"[{number}/{len(STAGES)}] {name} ...")
+        for number, (name, verb) in enumerate(zip(stages, verbs, strict=True), start=1):
+            say(f"[{number}/{len(stages)}] {name} ...")
             manifests[name] = _run_stage(verb, config, force)
-            say(f"[{number}/{len(STAGES)}] {manifests[name]['headline'][0]} ({manifests[name]['seconds']:.0f} s)")
+            say(f"[{number}/{len(stages)}] {manifests[name]['headline'][0]} ({manifests[name]['seconds']:.0f} s)")
     return {
         **manifests["report"],
         "stage": "run",
         "stage_seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "seconds": round(time.monotonic() - began, 3),
-        "next": [manifests["report"]["next"], *FOLLOW],
+        "next": [manifests["report"]["next"], *(FOLLOW if stages is STAGES else FOLLOW[-1:])],
         "headline": [line for manifest in manifests.values() for line in manifest.get("headline", [])],
     }
 

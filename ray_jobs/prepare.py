@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
-from ray_jobs.core.errors import DataError, ModelError
+from ray_jobs.core.errors import ConfigError, DataError, ModelError
 from ray_jobs.core.models import check_context, resolve_model
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.records import Question
@@ -17,12 +17,14 @@ from ray_jobs.corpus.examples import Dropped
 from ray_jobs.corpus.files import InputFile, find_file, find_files
 from ray_jobs.corpus.leaks import reference_runs
 from ray_jobs.corpus.parts import dropped_of, is_finished, part_names
+from ray_jobs.corpus.plain_texts import PlainTexts
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.selection import Pick, Selector, Shard, by_part, plan_shards, select
-from ray_jobs.corpus.tables import write_chunks, write_pairs
+from ray_jobs.corpus.tables import write_chunks, write_lines
 from ray_jobs.corpus.template import ChatTemplate, require_chat_template
 from ray_jobs.corpus.workers import PackShard, ReadFile, WritePairs
 from ray_jobs.corpus.writer import CHUNKS_PER_BATCH, Engine
+from ray_jobs.distillation.encoders.kinds import check_teacher
 
 PARTS = "parts"
 _READER_BUNDLE = {"CPU": 1.0}
@@ -33,6 +35,7 @@ class Inputs(NamedTuple):
     """What the config names, found and checked."""
 
     files: list[InputFile]
+    texts: list[InputFile]
     questions_file: InputFile | None
     questions: list[Question]
     ignored: list[str]
@@ -42,25 +45,30 @@ def check(config: Config) -> Inputs:
     """Return the inputs; reads no document and no pair.
 
     Raises:
-        ConfigError: a row is longer than the teacher's positions.
+        ConfigError: a row is longer than the teacher's positions, or the teacher cannot do `distill.task`.
         DataError: a file is missing, all are empty, or the questions cannot be used.
         ModelError: the teacher, or the writer of pairs, has no tokenizer or no chat template.
     """
-    data = config.data
+    data, for_encoder = config.data, config.distill.task != "language_model"
+    check_teacher(config.teacher.model, config.distill.task)
     found, ignored = find_files(data.documents, suffixes=documents.READERS, what="[data] documents")
     ready, also_ignored = find_files(data.pairs, suffixes=pairs.READERS, what="[data] pairs")
-    if not any(file.size() for file in found + ready):
+    texts, not_texts = find_files(data.texts, suffixes=pairs.READERS, what="[data] texts")
+    if texts and not for_encoder:
+        raise ConfigError(f'[data] texts = {data.texts} are for encoders, and distill.task = "language_model": use documents or pairs')
+    if not any(file.size() for file in found + ready + texts):
         raise DataError(
-            f"corpus is empty: {len(found)} documents and {len(ready)} files of pairs with 0 bytes; set [data] documents or pairs"
+            f"corpus is empty: {len(found)} documents and {len(ready) + len(texts)} files of pairs or texts with 0 bytes; "
+            "set [data] documents or pairs"
         )
-    if not (ready or data.train_on_chunks or data.pairs_per_chunk):
+    if not (ready or texts or data.train_on_chunks or data.pairs_per_chunk):
         raise DataError("nothing to train on: [data] pairs = [], train_on_chunks = false and pairs_per_chunk = 0; set one of them")
     questions_file = find_file(data.questions, suffixes=pairs.READERS, what="[data] questions") if data.questions else None
     questions = pairs.read_questions(questions_file) if questions_file else []
-    for model in {config.teacher.model, *([data.pair_writer] if data.pairs_per_chunk else [])}:
+    for model in {*([] if for_encoder else [config.teacher.model]), *([data.pair_writer] if data.pairs_per_chunk else [])}:
         require_chat_template(resolve_model(model), model)
     check_context(resolve_model(config.teacher.model), config.teacher.model, data.max_length)
-    return Inputs(found + ready, questions_file, questions, ignored + also_ignored)
+    return Inputs(found + ready, texts, questions_file, questions, ignored + also_ignored + not_texts)
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -72,8 +80,9 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """
     folder = RunFolder(config)
     inputs = check(config)
-    hashes = {file.name: file.sha256() for file in [*inputs.files, *filter(None, [inputs.questions_file])]}
-    stage = folder.stage("prepare", sections=["teacher", "data"], after=[], force=force, facts={"files": hashes})
+    hashes = {file.name: file.sha256() for file in [*inputs.files, *inputs.texts, *filter(None, [inputs.questions_file])]}
+    sections = ["teacher", "data", *(["distill.task"] if config.distill.task != "language_model" else [])]
+    stage = folder.stage("prepare", sections=sections, after=[], force=force, facts={"files": hashes})
     if stage.manifest:
         say("prepare: done already")
         return stage.manifest
@@ -85,7 +94,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             folder.discard(stage)
             raise
     stage.folder.write_jsonl("dropped.jsonl", [item._asdict() for item in dropped])
-    manifest = stage.finish(counts=counts, headline=_headline(counts), next="raystill finetune CONFIG")
+    manifest = stage.finish(counts=counts, headline=_headline(counts), next=f"raystill {_next_stage(config)} CONFIG")
     stage.folder.delete(PARTS)
     return manifest
 
@@ -100,6 +109,8 @@ class _Prepare:
         self._inputs = inputs
         data = config.data
         make_template = functools.partial(_load_template, config.teacher.model, data.system_prompt)
+        if config.distill.task != "language_model":
+            make_template = functools.partial(_load_texts, config.teacher.model, config.distill.task, data.max_length)
         asked = reference_runs(inputs.questions)
         self._common = {"parts": self._parts, "make_template": make_template, "max_length": data.max_length, "asked": asked}
 
@@ -111,16 +122,17 @@ class _Prepare:
         picks, repeats = self._select(units)
         dropped = [Dropped("unsupported file", name) for name in self._inputs.ignored]
         dropped += [*dropped_of(self._parts, units), *repeats]
-        trained = [pick for pick in picks if pick.kind == "pair" or self._config.data.train_on_chunks]
+        trained = [pick for pick in picks if pick.kind != "chunk" or self._config.data.train_on_chunks]
         self._require_some(trained, dropped)
         packed = self._pack(trained)
         self._write_tables(picks)
         return self._counts(picks, packed, dropped), dropped
 
     def _read_files(self) -> list[str]:
-        items = [{"unit": f"file-{i:06d}", "file": file} for i, file in enumerate(self._inputs.files)]
+        files, texts = self._inputs.files, self._inputs.texts
+        items = [{"unit": f"file-{i:06d}", "file": file, "texts": i >= len(files)} for i, file in enumerate(files + texts)]
         arguments = {**self._common, "chunk_tokens": self._config.data.chunk_tokens}
-        num_workers = min(_num_cpus(), 1 + sum(file.size() for file in self._inputs.files) // _READER_BYTES)
+        num_workers = min(_num_cpus(), 1 + sum(file.size() for file in files + texts) // _READER_BYTES)
         self._each(items, ReadFile, arguments, label="read", unit="file", bundle=_READER_BUNDLE, num_workers=num_workers)
         return [item["unit"] for item in items]
 
@@ -157,7 +169,9 @@ class _Prepare:
             return
         reasons = ", ".join(f"{num} {reason}" for reason, num in _by_reason(dropped).items()) or "all chunks are left out"
         first = f"; first: {dropped[0].what}" if dropped else ""
-        raise DataError(f"nothing is left to train on of {len(self._inputs.files)} files ({reasons}{first}): check [data]")
+        raise DataError(
+            f"nothing is left to train on of {len(self._inputs.files + self._inputs.texts)} files ({reasons}{first}): check [data]"
+        )
 
     def _pack(self, picks: list[Pick]) -> dict[str, Counter[str]]:
         data = self._config.data
@@ -175,7 +189,8 @@ class _Prepare:
 
     def _write_tables(self, picks: list[Pick]) -> None:
         write_chunks(self._parts, self._folder, by_part(pick for pick in picks if pick.kind == "chunk"))
-        write_pairs(self._parts, self._folder, by_part(pick for pick in picks if pick.kind == "pair"))
+        for kind in ("pair", "text"):
+            write_lines(self._parts, self._folder, f"{kind}s.jsonl", by_part(pick for pick in picks if pick.kind == kind))
         self._folder.write_jsonl("questions.jsonl", [question.model_dump() for question in self._inputs.questions])
 
     def _counts(self, picks: list[Pick], packed: dict[str, Counter[str]], dropped: list[Dropped]) -> dict[str, Any]:
@@ -184,6 +199,7 @@ class _Prepare:
             "documents": sum(file.suffix in documents.READERS for file in self._inputs.files) - _by_reason(dropped)["unreadable document"],
             "chunks": kinds["chunk"],
             "pairs": kinds["pair"],
+            "texts": kinds["text"],
             "questions": len(self._inputs.questions),
             "train_rows": packed["train"]["rows"],
             "eval_rows": packed["eval"]["rows"],
@@ -208,11 +224,19 @@ def require_train(shards: list[Shard], eval_share: float) -> None:
 def _headline(counts: dict[str, Any]) -> list[str]:
     dropped = ", ".join(f"{num} {reason}" for reason, num in counts["dropped"].items()) or "nothing"
     return [
-        f"prepare: {counts['documents']} documents gave {counts['chunks']} chunks; with {counts['pairs']} pairs: "
+        f"prepare: {counts['documents']} documents gave {counts['chunks']} chunks; with {counts['pairs']} pairs{_and_texts(counts)}: "
         f"{counts['train_rows']} rows, {counts['eval_rows']} held out; "
         f"{counts['train_tokens']:,} tokens, {counts['label_tokens']:,} of them trained; "
         f"{counts['questions']} questions; dropped: {dropped}"
     ]
+
+
+def _and_texts(counts: dict[str, Any]) -> str:
+    return f" and {counts['texts']} texts" if counts["texts"] else ""
+
+
+def _next_stage(config: Config) -> str:
+    return "finetune" if config.distill.task == "language_model" else "distill"
 
 
 def _by_reason(dropped: Iterable[Dropped]) -> Counter[str]:
@@ -230,6 +254,10 @@ def _num_cpus() -> int:
 
 def _load_template(model: str, system_prompt: str) -> ChatTemplate:
     return ChatTemplate(resolve_model(model), system_prompt=system_prompt)
+
+
+def _load_texts(model: str, task: str, max_length: int) -> PlainTexts:
+    return PlainTexts(resolve_model(model), task=task, max_length=max_length)
 
 
 def _load_engine(model: str, device: str, num_threads: int) -> Engine:

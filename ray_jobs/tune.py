@@ -47,6 +47,10 @@ def check(config: Config) -> None:
     from tune_spaces.search import repeats
 
     settings = config.tune
+    if config.distill.task != "language_model":
+        raise ConfigError(
+            f'sweeps are of language models, and distill.task = "{config.distill.task}": run `raystill distill` for each point'
+        )
     _one_of("metric", settings.metric, ["auto", *SWEEPS[settings.job].metrics], settings.job)
     space = _param_space(config)
     adapters = [key for key in space if key.startswith("finetune.lora.")]

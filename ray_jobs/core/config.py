@@ -43,6 +43,8 @@ class DataSection(Section):
     """Files, folders or globs of Markdown, text, HTML and PDF."""
     pairs: list[str] = []
     """Files, folders or globs of ready question/answer pairs: JSONL, CSV or Parquet."""
+    texts: list[str] = []
+    """Files, folders or globs of rows with `text`, and `label` for classification: JSONL, CSV or Parquet; for encoders only."""
     questions: str | None = None
     """Evaluation questions with `question` and `reference`: JSONL, CSV or Parquet."""
     max_length: Annotated[int, Field(ge=16)] = 512

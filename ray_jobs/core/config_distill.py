@@ -133,7 +133,8 @@ class DistillSection(OptimSection):
     """[distill] teach the student what the teacher knows (Hinton et al. 2015, arXiv:1503.02531)."""
 
     task: Task = "language_model"
-    """What both models are: decoders, BERT-type encoders with a masked-token head, sentence encoders, or classifiers."""
+    """What both models are: decoders, BERT-type encoders with a masked-token head, sentence encoders, or classifiers.
+    embedding has no distribution: kd_weight and ce_weight do not apply there."""
     preset: Literal["none", "distilbert"] = "none"
     """distilbert: temperature 2 and weights 5 / 2 / 1 of divergence, labels and cosine (Sanh et al. 2019, arXiv:1910.01108)."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl", "total_variation"] = "forward_kl"
@@ -184,6 +185,8 @@ class DistillSection(OptimSection):
 
     @model_validator(mode="after")
     def _some_loss(self) -> "DistillSection":
+        if self.task == "embedding" and self.hidden_weight + self.embedding_weight == 0:
+            raise ValueError('task = "embedding" learns by embedding_weight and hidden_weight, and both are 0: set embedding_weight = 1')
         if self.kd_weight + self.ce_weight + self.hidden_weight + self.embedding_weight == 0:
             raise ValueError("kd_weight, ce_weight, hidden_weight and embedding_weight are all 0: nothing to learn; set one above 0")
         if self.embedding_weight and self.task != "embedding":

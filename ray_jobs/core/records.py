@@ -34,6 +34,15 @@ class Pair(Record):
     source: str = ""
 
 
+class Text(Record):
+    """A text that an encoder learns on, with its class where it has one."""
+
+    text_id: str
+    text: str
+    label: str = ""
+    source: str = ""
+
+
 class Question(Record):
     """An evaluation question with the sample answer a lecturer would sign."""
 

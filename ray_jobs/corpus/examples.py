@@ -10,14 +10,15 @@ from ray_jobs.corpus.documents import read_document
 from ray_jobs.corpus.duplicates import signature
 from ray_jobs.corpus.files import InputFile
 from ray_jobs.corpus.language import detect_language, words
-from ray_jobs.corpus.pairs import Row, parse_pair, read_rows
+from ray_jobs.corpus.pairs import Row, parse_pair, parse_text, read_rows
+from ray_jobs.corpus.plain_texts import PlainTexts
 from ray_jobs.corpus.template import ChatTemplate, Encoded
 
 
 class Example(NamedTuple):
-    """One chunk or pair, encoded; `record` is its row in chunks.parquet or pairs.jsonl, `where` names its place for people."""
+    """One chunk, pair or text, encoded; `record` is its row in chunks.parquet, pairs.jsonl or texts.jsonl, `where` its place in words."""
 
-    kind: Literal["chunk", "pair"]
+    kind: Literal["chunk", "pair", "text"]
     example_id: str
     where: str
     record: dict[str, Any]
@@ -34,7 +35,7 @@ class Dropped(NamedTuple):
     num: int = 1
 
 
-def document_examples(file: InputFile, *, template: ChatTemplate, chunk_tokens: int) -> Iterator[Example | Dropped]:
+def document_examples(file: InputFile, *, template: ChatTemplate | PlainTexts, chunk_tokens: int) -> Iterator[Example | Dropped]:
     """Yield the chunks of a document; a broken file is dropped.
 
     Args:
@@ -63,7 +64,7 @@ def document_examples(file: InputFile, *, template: ChatTemplate, chunk_tokens: 
             yield Example("chunk", chunk_id, where, record, encoded, signature(chunk.text))
 
 
-def pair_examples(file: InputFile, *, template: ChatTemplate, max_length: int) -> Iterator[Example | Dropped]:
+def pair_examples(file: InputFile, *, template: ChatTemplate | PlainTexts, max_length: int) -> Iterator[Example | Dropped]:
     """Yield the pairs of a file; a broken row or file is dropped, and so is a pair longer than `max_length` tokens."""
     try:
         for row in read_rows(file):
@@ -72,7 +73,7 @@ def pair_examples(file: InputFile, *, template: ChatTemplate, max_length: int) -
         yield Dropped("unreadable pairs file", f"{file.name}: {error}")
 
 
-def _from_row(row: Row, *, template: ChatTemplate, max_length: int) -> Example | Dropped:
+def _from_row(row: Row, *, template: ChatTemplate | PlainTexts, max_length: int) -> Example | Dropped:
     try:
         pair = parse_pair(row)
     except DataError as error:
@@ -80,13 +81,28 @@ def _from_row(row: Row, *, template: ChatTemplate, max_length: int) -> Example |
     return pair_example(pair, where=row.where, template=template, max_length=max_length)
 
 
-def pair_example(pair: Pair, *, where: str, template: ChatTemplate, max_length: int) -> Example | Dropped:
+def pair_example(pair: Pair, *, where: str, template: ChatTemplate | PlainTexts, max_length: int) -> Example | Dropped:
     """Return a pair as an example, or dropped where it is longer than a row."""
     encoded = template.encode_pair(pair.question, pair.answer)
     if len(encoded.input_ids) > max_length:
         return Dropped("too long", f"{where}: {len(encoded.input_ids)} tokens, a row has {max_length}")
     text = f"{pair.question}\n{pair.answer}"
     return Example("pair", pair.pair_id, where, pair.model_dump(), encoded, signature(text), question_key(pair.question))
+
+
+def text_examples(file: InputFile, *, texts: PlainTexts) -> Iterator[Example | Dropped]:
+    """Yield the texts of a file; a broken row or file is dropped, and so is a label that is no class of the model."""
+    try:
+        for row in read_rows(file):
+            try:
+                text = parse_text(row)
+                encoded = texts.encode_text(text.text, label=text.label)
+            except DataError as error:
+                yield Dropped("broken row", str(error))
+                continue
+            yield Example("text", text.text_id, row.where, text.model_dump(), encoded, signature(text.text))
+    except DataError as error:
+        yield Dropped("unreadable texts file", f"{file.name}: {error}")
 
 
 def question_key(question: str) -> str:

@@ -8,7 +8,7 @@ from ray_jobs.corpus.language import words
 
 RUN_WORDS = 8
 """Words in a row that two texts on the same matter hardly share by chance."""
-_TEXT = {"chunk": "text", "pair": "answer"}
+_TEXT = {"chunk": "text", "pair": "answer", "text": "text"}
 
 
 def runs(text: str) -> frozenset[str]:
@@ -23,7 +23,7 @@ def reference_runs(questions: Iterable[Question]) -> frozenset[str]:
 
 
 def drop_leaks(found: Iterable[Example | Dropped], asked: frozenset[str]) -> Iterator[Example | Dropped]:
-    """Yield what was found; a chunk, or a pair whose answer, shares a run with a sample answer is dropped.
+    """Yield what was found; a chunk, a text, or a pair whose answer, shares a run with a sample answer is dropped.
 
     Args:
         asked: runs of the sample answers.

@@ -49,11 +49,13 @@ def packed_row(ids: list[str], examples: list[Encoded]) -> dict[str, Any]:
         "row_id": content_id(*ids),
         "input_ids": [token for example in examples for token in example.input_ids],
         "labels": [label for example in examples for label in labels(example)],
-        "segment_lengths": [len(example.input_ids) for example in examples],
+        "segment_lengths": [length for example in examples for length in example.segment_lengths or [len(example.input_ids)]],
     }
 
 
 def labels(example: Encoded) -> list[int]:
-    """Return the labels of one example: its tokens, IGNORE where they are not trained."""
+    """Return the labels of one example: its own, or its tokens, IGNORE where they are not trained."""
+    if example.labels is not None:
+        return example.labels
     untrained = max(1, example.num_untrained)
     return [IGNORE] * untrained + example.input_ids[untrained:]

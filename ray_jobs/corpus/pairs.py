@@ -1,4 +1,4 @@
-"""Readers of question/answer rows: JSONL, CSV and Parquet, one row in memory at a time."""
+"""Readers of question/answer rows and of plain texts: JSONL, CSV and Parquet, one row in memory at a time."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_jobs.core.errors import DataError
-from ray_jobs.core.records import Pair, Question, content_id
+from ray_jobs.core.records import Pair, Question, Text, content_id
 from ray_jobs.corpus.clean import normalise, one_line
 from ray_jobs.corpus.files import InputFile
 from ray_jobs.corpus.language import detect_language
@@ -68,6 +68,16 @@ def parse_question(row: Row) -> Question:
         topic=_optional(row, "topic"),
         language=_optional(row, "language") or detect_language(f"{question} {reference}"),
     )
+
+
+def parse_text(row: Row) -> Text:
+    """Return the text of a row with `text` and, where it has one, `label`.
+
+    Raises:
+        DataError: the text is missing or empty, or the row is broken.
+    """
+    text, label = normalise(_text(row, "text")), _optional(row, "label")
+    return Text(text_id=_optional(row, "text_id") or content_id(text), text=text, label=label, source=_optional(row, "source") or row.where)
 
 
 def read_questions(file: InputFile) -> list[Question]:

@@ -29,6 +29,8 @@ _SCHEMA = pa.schema(
         "record": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "num_untrained": pa.int32(),
+        "labels": pa.list_(pa.int32()),
+        "segment_lengths": pa.list_(pa.int32()),
     }
 )
 
@@ -75,8 +77,8 @@ def read_records(storage: Storage, part: str, rows: list[int]) -> list[dict[str,
 
 def read_encoded(storage: Storage, part: str, rows: list[int]) -> list[tuple[str, Encoded]]:
     """Return (example_id, token ids) of some rows of a part."""
-    table = read_part(storage, part, ["example_id", "input_ids", "num_untrained"]).take(rows)
-    return [(row["example_id"], Encoded(row["input_ids"], row["num_untrained"])) for row in table.to_pylist()]
+    table = read_part(storage, part, ["example_id", *Encoded._fields]).take(rows)
+    return [(row.pop("example_id"), Encoded(**row)) for row in table.to_pylist()]
 
 
 def _part_name(unit: str, number: int) -> str:
@@ -96,6 +98,5 @@ def _row(example: Example) -> dict[str, Any]:
     return {
         **{key: fields[key] for key in ("kind", "example_id", "where", "question_key", "signature")},
         "record": json.dumps(example.record, ensure_ascii=False),
-        "input_ids": example.encoded.input_ids,
-        "num_untrained": example.encoded.num_untrained,
+        **example.encoded._asdict(),
     }

@@ -41,7 +41,7 @@ class Selector:
     """
 
     def __init__(self, *, near_duplicate: float, questions: list[Question]):
-        self._kept = {kind: NearDuplicates(near_duplicate) for kind in ("chunk", "pair")}
+        self._kept = {kind: NearDuplicates(near_duplicate) for kind in ("chunk", "pair", "text")}
         self._ids: set[str] = set()
         self._asked = NearDuplicates(near_duplicate)
         self._asked_keys = {question_key(question.question) for question in questions}

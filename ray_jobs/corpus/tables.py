@@ -47,13 +47,13 @@ def write_chunks(parts: Storage, target: Storage, picked: Iterable[tuple[str, li
     target.fs.move(temporary, f"{target.root}/chunks.parquet")
 
 
-def write_pairs(parts: Storage, target: Storage, picked: Iterable[tuple[str, list[int]]]) -> None:
-    """Write pairs.jsonl."""
-    temporary = f"{target.root}/pairs.jsonl.tmp"
+def write_lines(parts: Storage, target: Storage, name: str, picked: Iterable[tuple[str, list[int]]]) -> None:
+    """Write pairs.jsonl or texts.jsonl."""
+    temporary = f"{target.root}/{name}.tmp"
     with target.fs.open_output_stream(temporary) as stream:
         for line in _lines(record for part, rows in picked for record in read_records(parts, part, rows)):
             stream.write(line)
-    target.fs.move(temporary, f"{target.root}/pairs.jsonl")
+    target.fs.move(temporary, f"{target.root}/{name}")
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:

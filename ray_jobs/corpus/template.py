@@ -12,6 +12,10 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     num_untrained: int
+    labels: list[int] | None = None
+    """Labels of their own, one a token; none learns the tokens themselves."""
+    segment_lengths: list[int] | None = None
+    """Lengths of the texts that the example is made of; none is one text."""
 
 
 def chat_messages(question: str, system_prompt: str = "") -> list[dict[str, str]]:

@@ -9,10 +9,11 @@ from typing import Any
 from ray_jobs.core.records import Pair
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus import documents
-from ray_jobs.corpus.examples import Dropped, Example, document_examples, pair_example, pair_examples
+from ray_jobs.corpus.examples import Dropped, Example, document_examples, pair_example, pair_examples, text_examples
 from ray_jobs.corpus.files import InputFile
 from ray_jobs.corpus.leaks import drop_leaks
 from ray_jobs.corpus.parts import read_records, write_unit
+from ray_jobs.corpus.plain_texts import PlainTexts
 from ray_jobs.corpus.selection import Shard
 from ray_jobs.corpus.tables import write_shard
 from ray_jobs.corpus.template import ChatTemplate
@@ -20,10 +21,10 @@ from ray_jobs.corpus.writer import Engine, write_pairs
 
 
 class ReadFile:
-    """A document or a file of pairs to examples.
+    """A document, a file of pairs or a file of texts to examples.
 
     Args:
-        make_template: returns the model's chat template, on the machine that needs it.
+        make_template: returns the model's chat template, or how an encoder reads texts, on the machine that needs it.
         chunk_tokens: budget of one chunk.
         max_length: tokens of one packed row.
         asked: runs of the evaluation's sample answers, which no example may hold.
@@ -33,7 +34,7 @@ class ReadFile:
         self,
         *,
         parts: Storage,
-        make_template: Callable[[], ChatTemplate],
+        make_template: Callable[[], ChatTemplate | PlainTexts],
         chunk_tokens: int,
         max_length: int,
         asked: frozenset[str] = frozenset(),
@@ -45,9 +46,11 @@ class ReadFile:
         self._asked = asked
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Read {"unit", "file": [uri, name]}."""
+        """Read {"unit", "file": [uri, name]}; with "texts": true it is a file of texts."""
         file = InputFile(*item["file"])
-        if file.suffix in documents.READERS:
+        if item.get("texts") and isinstance(self._template, PlainTexts):
+            found = text_examples(file, texts=self._template)
+        elif file.suffix in documents.READERS:
             found = document_examples(file, template=self._template, chunk_tokens=self._chunk_tokens)
         else:
             found = pair_examples(file, template=self._template, max_length=self._max_length)
@@ -68,7 +71,7 @@ class WritePairs:
         self,
         *,
         parts: Storage,
-        make_template: Callable[[], ChatTemplate],
+        make_template: Callable[[], ChatTemplate | PlainTexts],
         make_engine: Callable[[], Engine],
         pairs_per_chunk: int,
         max_length: int,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import ModelError, StorageError
-from ray_jobs.core.models import BUILT_IN
+from ray_jobs.core.models import BUILT_IN, resolve_model
 from ray_jobs.core.storage import Storage
 
 
@@ -44,6 +44,8 @@ def find_architecture(name: str) -> Architecture:
     """
     if name in BUILT_IN and name in _table():
         return Architecture(_table()[name], "built in")
+    if name in BUILT_IN:
+        return Architecture(_of_folder(str(resolve_model(name))), "built in")
     if name.endswith(".gguf"):
         return Architecture(_of_gguf(Path(name)), f"{name}")
     if "://" in name or Path(name).expanduser().is_dir():

@@ -87,6 +87,11 @@ class PackedRows:
             )
         return Row(input_ids, np.concatenate([np.arange(n) for n in lengths]), labels)
 
+    def drawn(self, index: int, *, epoch: int) -> Row:
+        """Return a row as it is trained on in an epoch; rows that change with the epoch override this."""
+        del epoch
+        return self[index]
+
 
 def step_rows(num_rows: int, *, step: int, seed: int, global_batch_size: int) -> list[int]:
     """Return the indices of the rows of an optimizer step.
@@ -107,7 +112,8 @@ def step_batches(
     """
     chosen = step_rows(len(rows), step=step, seed=seed, global_batch_size=global_batch_size)
     share = -(-len(chosen) // world_size)
-    real = [rows[i] for i in chosen[rank::world_size]]
+    places = range(step * global_batch_size, (step + 1) * global_batch_size)[rank::world_size]
+    real = [rows.drawn(i, epoch=place // len(rows)) for i, place in zip(chosen[rank::world_size], places, strict=True)]
     filled = real + [_nothing_like(rows[chosen[0]])] * (share - len(real))
     return [collate(filled[start : start + micro_batch_size]) for start in range(0, share, micro_batch_size)]
 

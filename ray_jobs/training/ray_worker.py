@@ -69,6 +69,8 @@ class TrainingJob:
     """The stage's folder."""
     rows: Storage
     """Folder with `train` and `eval` packed rows."""
+    open_rows: Callable[[Path], Any] | None = None
+    """From a folder of packed rows to PackedRows of another kind; none takes them as they are."""
     evaluate: bool
     """Whether there are held-out rows."""
     recipe: Recipe
@@ -129,6 +131,7 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
     hold_gpu(device, workers.gpu_memory_bytes)
     if job.plan is not None and job.plan.is_tight:
         return_freed_memory()
+    open_rows = job.open_rows or PackedRows
     model, loss = job.build(device)
     counts = _counts(model)  # before a strategy cuts it into pieces
     with _last_checkpoint(job.storage.sub(CHECKPOINTS)) as folder, _open_log(job) as on_log:
@@ -137,8 +140,8 @@ def _train(job: TrainingJob, workers: Workers, keep_checkpoints: int, on_progres
         progress = train(
             model,
             loss,
-            PackedRows(job.rows.local("train")),
-            eval_rows=PackedRows(job.rows.local("eval")) if job.evaluate else None,
+            open_rows(job.rows.local("train")),
+            eval_rows=open_rows(job.rows.local("eval")) if job.evaluate else None,
             recipe=job.recipe,
             strategy=choose_strategy(workers.strategy, zero_stage=workers.zero_stage, offload=workers.offload),
             resume_from=folder,

@@ -1,0 +1,1 @@
+"""Encoders as teachers and students: masked tokens, sentence embeddings, classes. Runs without Ray."""

@@ -1,0 +1,151 @@
+"""An encoder's distillation as each worker does it: models and loss, rows, export. Plain values; picklable."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.core.errors import ConfigError
+from ray_jobs.core.models import resolve_model
+from ray_jobs.distillation.encoders.kinds import check_task
+from ray_jobs.distillation.layers import choose_layers
+
+_ONLY = {
+    "targets": "worker",
+    "on_policy.share": 0.0,
+    "cache.folder": None,
+    "teachers": {},
+    "vocabulary": "same",
+    "method": "full",
+    "teacher_quantization": "none",
+    "balance": "none",
+    "divergence": "forward_kl",
+}
+"""Fields of [distill] that encoders have one value of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderJob:
+    """What to teach which encoder, in the words of the config's [teacher], [student] and [distill]."""
+
+    task: str
+    teacher: str
+    student: str | None
+    layers: int | list[int]
+    start: str
+    kd_temperature: float
+    weights: dict[str, float]
+    hidden_loss: str
+    hidden_layers: Any
+    dtype: str
+    seed: int
+
+    @classmethod
+    def of(cls, *, teacher: str, student: dict[str, Any], distill: dict[str, Any], seed: int) -> "EncoderJob":
+        """Return the job of a config's sections.
+
+        Raises:
+            ConfigError: a field asks for what encoders do not have.
+        """
+        for field, allowed in _ONLY.items():
+            value: Any = distill
+            for part in field.split("."):
+                value = value[part]
+            if value != allowed:
+                raise ConfigError(
+                    f'distill.{field} = {json.dumps(value)} is for language models: with distill.task = "{distill["task"]}" leave it at '
+                    f"{json.dumps(allowed)}"
+                )
+        if student["choose"] != "even":
+            raise ConfigError(
+                f'student.choose = "{student["choose"]}" is for language models: list the layers, like student.layers = [0, 2, 5]'
+            )
+        weights = {name: distill[f"{name}_weight"] for name in ("kd", "ce", "hidden", "embedding")}
+        shared = {name: distill[name] for name in ("task", "kd_temperature", "hidden_loss", "hidden_layers", "dtype")}
+        return cls(
+            teacher=teacher,
+            student=student["model"],
+            layers=student["layers"],
+            start=student["start"],
+            weights=weights,
+            seed=seed,
+            **shared,
+        )
+
+    def check(self) -> None:
+        """Refuse models that the task or the loss cannot take; reads configs and tokenizers, no weights.
+
+        Raises:
+            ConfigError: a model that is no such encoder, layers that there are not, another vocabulary, or other widths.
+        """
+        from ray_jobs.distillation.encoders.student import check_width, layer_pairs
+        from ray_jobs.distillation.student import check_vocabulary
+        from ray_jobs.training.models import load_tokenizer
+
+        teacher, student = self._config("teacher.model", self.teacher), None
+        if self.student is not None:
+            student = self._config("student.model", self.student)
+            tokens = [load_tokenizer(resolve_model(name)).get_vocab() for name in (self.student, self.teacher)]
+            check_vocabulary(*tokens)
+            if self.weights["embedding"]:
+                check_width(student.hidden_size, teacher.hidden_size)
+        kept = self._kept(teacher.num_hidden_layers)
+        num_student = len(kept) if kept is not None else student.num_hidden_layers  # type: ignore[union-attr]
+        if self.weights["hidden"]:
+            layer_pairs(self.hidden_layers, kept=kept, num_student=num_student, num_teacher=teacher.num_hidden_layers)
+
+    def build(self, device: str) -> tuple[Any, Any]:
+        """Return the student and its loss on a device, equal on all workers."""
+        import torch
+
+        from ray_jobs.distillation.encoders.load import load_encoder
+        from ray_jobs.distillation.encoders.loss import EncoderLoss, Weights
+        from ray_jobs.distillation.encoders.student import cut_student, layer_pairs, prepare_student
+        from ray_jobs.training.models import choose_dtype
+
+        teacher = load_encoder(resolve_model(self.teacher), self.task, dtype=choose_dtype(self.dtype, device), device=device)
+        kept = self._kept(teacher.config.num_hidden_layers)
+        if kept is not None:
+            student = cut_student(teacher, kept, start=self.start)
+        else:
+            student = load_encoder(resolve_model(str(self.student)), self.task, dtype=torch.float32)
+        layers = {"num_student": student.config.num_hidden_layers, "num_teacher": teacher.config.num_hidden_layers}
+        pairs = layer_pairs(self.hidden_layers, kept=kept, **layers) if self.weights["hidden"] else []
+        width = teacher.config.hidden_size if self.weights["hidden"] else None
+        student = prepare_student(student, task=self.task, teacher_width=width).to(device)
+        loss = EncoderLoss(
+            teacher,
+            task=self.task,
+            weights=Weights(**self.weights),
+            kd_temperature=self.kd_temperature,
+            hidden_loss=self.hidden_loss,
+            pairs=pairs,
+        )
+        return student, loss
+
+    def open_rows(self, folder: Path) -> Any:
+        """Return the packed rows of a folder; masked anew each epoch where the task is to predict masked tokens."""
+        from ray_jobs.distillation.encoders.rows import MaskedRows
+        from ray_jobs.training.batches import PackedRows
+        from ray_jobs.training.models import load_tokenizer
+
+        if self.task != "masked_language_model":
+            return PackedRows(folder)
+        tokenizer = load_tokenizer(resolve_model(self.teacher))
+        return MaskedRows(folder, mask_id=tokenizer.mask_token_id, vocab_size=len(tokenizer), seed=self.seed)
+
+    def export(self, model: Any, folder: Path) -> None:
+        """Write the student as a plain model folder."""
+        from ray_jobs.distillation.encoders.student import export_encoder
+
+        export_encoder(model, folder, teacher_folder=resolve_model(self.teacher), task=self.task)
+
+    def _kept(self, num_teacher_layers: int) -> list[int] | None:
+        return None if self.student is not None else choose_layers(num_teacher_layers, self.layers)
+
+    def _config(self, field: str, name: str) -> Any:
+        from ray_jobs.training.architecture import find_architecture
+
+        found = find_architecture(name)
+        check_task(self.task, found.settings, field=field, name=name)
+        return found.config

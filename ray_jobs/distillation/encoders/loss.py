@@ -1,0 +1,151 @@
+"""The loss of an encoder's distillation, as the training loop calls it.
+
+Shapes: B rows, T positions, N positions with a label, S texts, K their tokens, H width, V vocabulary, C classes.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ray_jobs.distillation.divergence import CHUNK_POSITIONS, forward_kl, fused_head_loss
+from ray_jobs.distillation.encoders.heads import class_logits, token_head, token_states
+from ray_jobs.distillation.encoders.load import hidden_states
+from ray_jobs.distillation.encoders.student import PROJECTION
+from ray_jobs.distillation.encoders.texts import Texts, mean_pool, texts_of
+from ray_jobs.training.batches import Batch
+from ray_jobs.training.losses import LossSums
+
+
+class Weights(NamedTuple):
+    """Of the terms of the loss; those that a task does not have stay unused."""
+
+    kd: float = 0.0
+    """Divergence of the token or class distributions."""
+    ce: float = 0.0
+    """Cross-entropy on masked tokens or classes."""
+    hidden: float = 0.0
+    embedding: float = 0.0
+
+
+class EncoderLoss:
+    """The weighted sum of a task's terms over the positions that count, each term logged apart.
+
+    masked_language_model: `kl` and `ce` of the masked tokens. classification: `kl` and `ce` of the classes of each text
+    (texts without a label count nothing in `ce`). embedding: `embedding`, 1 - cosine of the mean-pooled outputs, which is
+    half the squared distance of the unit vectors. All: `hidden`, the mean over layers and over a text's tokens, counted as
+    often as the text has labels; so that every term is a sum over the same positions, however they are split.
+    Without gradients (in evaluation) `kl` is taken at temperature 1, as in DistillLoss, with `ce_teacher` beside it.
+
+    Args:
+        teacher: an encoder on the student's device; is frozen.
+        task: masked_language_model, embedding or classification.
+        kd_temperature: T of the divergence in training.
+        hidden_loss: cosine (1 - cosine) or mse (mean over the width).
+        pairs: layers whose outputs meet, as (student, teacher) from 0.
+
+    Source:
+        Sanh et al. 2019, arXiv:1910.01108 (KL, masked tokens and cosine); Reimers and Gurevych 2020, arXiv:2004.09813
+        (embeddings of a student drawn to its teacher's).
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        *,
+        task: str,
+        weights: Weights,
+        kd_temperature: float = 1.0,
+        hidden_loss: str = "cosine",
+        pairs: list[tuple[int, int]] | None = None,
+    ):
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._terms = {"masked_language_model": self._tokens, "embedding": self._embeddings, "classification": self._classes}[task]
+        self._weights, self._kd_temperature = weights, kd_temperature
+        self._hidden_loss, self._pairs = hidden_loss, pairs or []
+        self._teacher_head: Tensor | None = token_head(teacher) if task == "masked_language_model" else None
+
+    def __call__(self, model: Any, batch: Batch) -> LossSums:
+        """Return the sums over the positions with a label."""
+        texts = texts_of(batch)
+        student = _States(model, batch, every_layer=bool(self._weights.hidden))
+        with torch.no_grad():
+            teacher = _States(self.teacher, batch, every_layer=bool(self._weights.hidden))
+        total, terms = self._terms(student, teacher, texts)
+        if self._weights.hidden:
+            hidden = self._hidden(student, teacher, texts)
+            total, terms = total + self._weights.hidden * hidden, terms | {"hidden": hidden.detach()}
+        return LossSums(total, terms)
+
+    @property
+    def _temperature(self) -> float:
+        return self._kd_temperature if torch.is_grad_enabled() else 1.0
+
+    def _tokens(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+        mine_NH = token_states(student.model, student.last[texts.valid_N])
+        with torch.no_grad():
+            theirs_NH = token_states(teacher.model, teacher.last[texts.valid_N])
+        loss = fused_head_loss(
+            mine_NH,
+            token_head(student.model),
+            theirs_NH,
+            self._teacher_head,
+            texts.labels_N,
+            temperature=self._temperature,
+            kd_weight=self._weights.kd,
+            ce_weight=self._weights.ce,
+        )
+        terms = {"kl": loss.kl, "ce": loss.ce}
+        return loss.total, terms if torch.is_grad_enabled() else terms | {"ce_teacher": _head_ce(theirs_NH, self._teacher_head, texts)}
+
+    def _embeddings(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+        mine_SH, theirs_SH = (mean_pool(states.every[-1], texts) for states in (student, teacher))
+        if mine_SH.shape != theirs_SH.shape:  # another width: hidden states alone are compared
+            return mine_SH.new_zeros(()), {}
+        loss = ((1 - F.cosine_similarity(mine_SH, theirs_SH)) * texts.num_valid_S).sum()
+        return self._weights.embedding * loss, {"embedding": loss.detach()}
+
+    def _classes(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+        mine_SC, theirs_SC = (class_logits(states.model, states.last[texts.first_S]).float() for states in (student, teacher))
+        kl = forward_kl(mine_SC, theirs_SC, temperature=self._temperature).sum()
+        labels_S = texts.labels_N
+        ce, ce_teacher = (F.cross_entropy(logits_SC, labels_S, ignore_index=-1, reduction="sum") for logits_SC in (mine_SC, theirs_SC))
+        terms = {"kl": kl.detach(), "ce": ce.detach()}
+        if not torch.is_grad_enabled():
+            agreed = (mine_SC.argmax(-1) == theirs_SC.argmax(-1)).sum().float()
+            terms |= {"ce_teacher": ce_teacher, "agreement": agreed}
+        return self._weights.kd * kl + self._weights.ce * ce, terms
+
+    def _hidden(self, student: "_States", teacher: "_States", texts: Texts) -> Tensor:
+        projection = getattr(student.model, PROJECTION, torch.nn.Identity())
+        share_K = texts.token_shares() / len(self._pairs)
+        total = student.every[0].new_zeros((), dtype=torch.float32)
+        for mine, theirs in self._pairs:
+            mine_KH = projection(student.every[mine + 1].flatten(0, 1)[texts.token_K])
+            total = total + (_distance(mine_KH, teacher.every[theirs + 1].flatten(0, 1)[texts.token_K], self._hidden_loss) * share_K).sum()
+        return total
+
+
+class _States:
+    """An encoder's hidden states of a micro-batch."""
+
+    def __init__(self, model: Any, batch: Batch, *, every_layer: bool):
+        self.model = model
+        self.every = hidden_states(model, batch, every_layer=every_layer)
+        self.last: Tensor = self.every[-1].flatten(0, 1)
+        """Of all B * T positions."""
+
+
+def _distance(mine_KH: Tensor, theirs_KH: Tensor, kind: str) -> Tensor:
+    wide = torch.promote_types(mine_KH.dtype, torch.float32)
+    mine_KH, theirs_KH = mine_KH.to(wide), theirs_KH.to(wide)
+    return 1 - F.cosine_similarity(mine_KH, theirs_KH) if kind == "cosine" else (mine_KH - theirs_KH).square().mean(-1)
+
+
+def _head_ce(states_NH: Tensor, head_VH: Tensor | None, texts: Texts) -> Tensor:
+    total = states_NH.new_zeros((), dtype=torch.float32)
+    for states_DH, labels_D in zip(states_NH.split(CHUNK_POSITIONS), texts.labels_N.split(CHUNK_POSITIONS), strict=True):
+        total += F.cross_entropy((states_DH @ head_VH.T).float(), labels_D, reduction="sum")
+    return total
