@@ -8,6 +8,7 @@ from ray_jobs.core.storage import Storage
 
 Rows = list[dict[str, Any]]
 STAGES = ("prepare", "finetune", "distill", "answer", "judge", "compress")
+ENCODER_STAGES = ("prepare", "distill")
 MODELS = ("base", "teacher", "student")
 
 
@@ -32,8 +33,14 @@ class RunFiles:
 
     @property
     def missing(self) -> list[str]:
-        """Stages that have not finished."""
-        return [stage for stage in STAGES if stage not in self.manifests]
+        """Stages that have not finished, of those that the run's models have."""
+        stages = ENCODER_STAGES if self.is_of_encoders else STAGES
+        return [stage for stage in stages if stage not in self.manifests]
+
+    @property
+    def is_of_encoders(self) -> bool:
+        """Whether the student was distilled without a fine-tuned teacher: nobody answers questions."""
+        return "finetune" not in self.manifests.get("distill", {}).get("inputs", {"finetune": ""})
 
     @property
     def outdated(self) -> dict[str, list[str]]:

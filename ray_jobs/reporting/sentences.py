@@ -32,7 +32,10 @@ def agreement_sentence(agreement: Mapping[str, Any]) -> str:
 
 
 def loss_sentence(manifests: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what can be said where nobody has judged: the held-out losses, or that there are none yet."""
+    """Return what can be said where nobody has judged: the held-out losses, an encoder's result, or that there are none yet."""
+    distilled = manifests.get("distill", {})
+    if "finetune" not in distilled.get("inputs", {"finetune": ""}):  # encoders: nobody answers, nobody judges
+        return str(distilled["headline"][0]).replace("distill: ", "The student encoder: ", 1)
     found = manifests.get("finetune", {}).get("eval", {})
     if found.get("teacher_nats") is None or found.get("base_nats") is None:
         return "Nobody has judged this run's answers yet."

@@ -19,7 +19,6 @@ _ONLY = {
     "method": "full",
     "teacher_quantization": "none",
     "balance": "none",
-    "divergence": "forward_kl",
 }
 """Fields of [distill] that encoders have one value of."""
 
@@ -33,7 +32,8 @@ class EncoderJob:
     student: str | None
     layers: int | list[int]
     start: str
-    kd_temperature: float
+    divergence: dict[str, Any]
+    """Kind, beta, skew and temperature."""
     weights: dict[str, float]
     hidden_loss: str
     hidden_layers: Any
@@ -61,7 +61,9 @@ class EncoderJob:
                 f'student.choose = "{student["choose"]}" is for language models: list the layers, like student.layers = [0, 2, 5]'
             )
         weights = {name: distill[f"{name}_weight"] for name in ("kd", "ce", "hidden", "embedding")}
-        shared = {name: distill[name] for name in ("task", "kd_temperature", "hidden_loss", "hidden_layers", "dtype")}
+        shared = {name: distill[name] for name in ("task", "hidden_loss", "hidden_layers", "dtype")}
+        shared["divergence"] = {"kind": distill["divergence"], "temperature": distill["kd_temperature"]}
+        shared["divergence"] |= {name: distill[name] for name in ("beta", "skew")}
         return cls(
             teacher=teacher,
             student=student["model"],
@@ -98,6 +100,7 @@ class EncoderJob:
         """Return the student and its loss on a device, equal on all workers."""
         import torch
 
+        from ray_jobs.distillation.divergence import Divergence
         from ray_jobs.distillation.encoders.load import load_encoder
         from ray_jobs.distillation.encoders.loss import EncoderLoss, Weights
         from ray_jobs.distillation.encoders.student import cut_student, layer_pairs, prepare_student
@@ -117,7 +120,7 @@ class EncoderJob:
             teacher,
             task=self.task,
             weights=Weights(**self.weights),
-            kd_temperature=self.kd_temperature,
+            divergence=Divergence(**self.divergence),
             hidden_loss=self.hidden_loss,
             pairs=pairs,
         )

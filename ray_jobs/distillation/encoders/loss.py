@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ray_jobs.distillation.divergence import CHUNK_POSITIONS, forward_kl, fused_head_loss
+from ray_jobs.distillation.dense import dense_divergence
+from ray_jobs.distillation.divergence import CHUNK_POSITIONS, Divergence, fused_head_loss
 from ray_jobs.distillation.encoders.heads import class_logits, token_head, token_states
 from ray_jobs.distillation.encoders.load import hidden_states
 from ray_jobs.distillation.encoders.student import PROJECTION
 from ray_jobs.distillation.encoders.texts import Texts, mean_pool, texts_of
+from ray_jobs.distillation.loss import term_of
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.losses import LossSums
 
@@ -33,16 +35,16 @@ class Weights(NamedTuple):
 class EncoderLoss:
     """The weighted sum of a task's terms over the positions that count, each term logged apart.
 
-    masked_language_model: `kl` and `ce` of the masked tokens. classification: `kl` and `ce` of the classes of each text
+    masked_language_model: divergence and `ce` of the masked tokens. classification: divergence and `ce` of the classes of each text
     (texts without a label count nothing in `ce`). embedding: `embedding`, 1 - cosine of the mean-pooled outputs, which is
     half the squared distance of the unit vectors. All: `hidden`, the mean over layers and over a text's tokens, counted as
     often as the text has labels; so that every term is a sum over the same positions, however they are split.
-    Without gradients (in evaluation) `kl` is taken at temperature 1, as in DistillLoss, with `ce_teacher` beside it.
+    Without gradients (in evaluation) the divergence is `kl` at temperature 1, as in DistillLoss, with `ce_teacher` beside it.
 
     Args:
         teacher: an encoder on the student's device; is frozen.
         task: masked_language_model, embedding or classification.
-        kd_temperature: T of the divergence in training.
+        divergence: which one is trained, and its temperature; none is forward KL at 1.
         hidden_loss: cosine (1 - cosine) or mse (mean over the width).
         pairs: layers whose outputs meet, as (student, teacher) from 0.
 
@@ -57,13 +59,13 @@ class EncoderLoss:
         *,
         task: str,
         weights: Weights,
-        kd_temperature: float = 1.0,
+        divergence: Divergence | None = None,
         hidden_loss: str = "cosine",
         pairs: list[tuple[int, int]] | None = None,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self._terms = {"masked_language_model": self._tokens, "embedding": self._embeddings, "classification": self._classes}[task]
-        self._weights, self._kd_temperature = weights, kd_temperature
+        self._weights, self._trained = weights, divergence or Divergence()
         self._hidden_loss, self._pairs = hidden_loss, pairs or []
         self._teacher_head: Tensor | None = token_head(teacher) if task == "masked_language_model" else None
 
@@ -80,8 +82,8 @@ class EncoderLoss:
         return LossSums(total, terms)
 
     @property
-    def _temperature(self) -> float:
-        return self._kd_temperature if torch.is_grad_enabled() else 1.0
+    def _divergence(self) -> Divergence:
+        return self._trained if torch.is_grad_enabled() else Divergence()
 
     def _tokens(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
         mine_NH = token_states(student.model, student.last[texts.valid_N])
@@ -93,11 +95,11 @@ class EncoderLoss:
             theirs_NH,
             self._teacher_head,
             texts.labels_N,
-            temperature=self._temperature,
+            divergence=self._divergence,
             kd_weight=self._weights.kd,
             ce_weight=self._weights.ce,
         )
-        terms = {"kl": loss.kl, "ce": loss.ce}
+        terms = {term_of(self._divergence): loss.divergence, "ce": loss.ce}
         return loss.total, terms if torch.is_grad_enabled() else terms | {"ce_teacher": _head_ce(theirs_NH, self._teacher_head, texts)}
 
     def _embeddings(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,14 +111,14 @@ class EncoderLoss:
 
     def _classes(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
         mine_SC, theirs_SC = (class_logits(states.model, states.last[texts.first_S]).float() for states in (student, teacher))
-        kl = forward_kl(mine_SC, theirs_SC, temperature=self._temperature).sum()
+        between = dense_divergence(mine_SC, theirs_SC, self._divergence).sum()
         labels_S = texts.labels_N
         ce, ce_teacher = (F.cross_entropy(logits_SC, labels_S, ignore_index=-1, reduction="sum") for logits_SC in (mine_SC, theirs_SC))
-        terms = {"kl": kl.detach(), "ce": ce.detach()}
+        terms = {term_of(self._divergence): between.detach(), "ce": ce.detach()}
         if not torch.is_grad_enabled():
             agreed = (mine_SC.argmax(-1) == theirs_SC.argmax(-1)).sum().float()
             terms |= {"ce_teacher": ce_teacher, "agreement": agreed}
-        return self._weights.kd * kl + self._weights.ce * ce, terms
+        return self._weights.kd * between + self._weights.ce * ce, terms
 
     def _hidden(self, student: "_States", teacher: "_States", texts: Texts) -> Tensor:
         projection = getattr(student.model, PROJECTION, torch.nn.Identity())
