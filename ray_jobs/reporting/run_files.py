@@ -1,5 +1,6 @@
 """Everything a run folder holds so far, read into plain rows; what is not there yet stays empty."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,8 @@ class RunFiles:
 
     @property
     def is_of_encoders(self) -> bool:
-        """Whether the student was distilled without a fine-tuned teacher: nobody answers questions."""
-        return "finetune" not in self.manifests.get("distill", {}).get("inputs", {"finetune": ""})
+        """Whether teacher and student are encoders: nobody answers questions."""
+        return made_of_encoders(self.manifests)
 
     @property
     def outdated(self) -> dict[str, list[str]]:
@@ -62,6 +63,11 @@ class RunFiles:
     def seed(self) -> int:
         """Seed of the bootstrap intervals: the judge stage's, so that both print the same figures."""
         return int(self.manifests.get("judge", {}).get("settings", {}).get("run.seed", 0))
+
+
+def made_of_encoders(manifests: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether the distillation of a run, by its finished stages, was one of encoders."""
+    return manifests.get("distill", {}).get("settings", {}).get("distill.task", "language_model") != "language_model"
 
 
 def finished_stages(folder: RunFolder) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.reporting.numbers_in_words import NONE, number, p_value, percent
+from ray_jobs.reporting.run_files import made_of_encoders
 
 SIGNIFICANCE = 0.05
 NAMES = {"base": "base", "teacher": "fine-tuned", "student": "student"}
@@ -33,9 +34,8 @@ def agreement_sentence(agreement: Mapping[str, Any]) -> str:
 
 def loss_sentence(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what can be said where nobody has judged: the held-out losses, an encoder's result, or that there are none yet."""
-    distilled = manifests.get("distill", {})
-    if "finetune" not in distilled.get("inputs", {"finetune": ""}):  # encoders: nobody answers, nobody judges
-        return str(distilled["headline"][0]).replace("distill: ", "The student encoder: ", 1)
+    if made_of_encoders(manifests):  # nobody answers, so nobody judges
+        return str(manifests["distill"]["headline"][0]).replace("distill: ", "The student encoder: ", 1)
     found = manifests.get("finetune", {}).get("eval", {})
     if found.get("teacher_nats") is None or found.get("base_nats") is None:
         return "Nobody has judged this run's answers yet."
