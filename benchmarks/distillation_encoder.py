@@ -98,7 +98,9 @@ def _student(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from ray_jobs.training.loop import train
     from ray_jobs.training.recipe import Recipe
 
-    folder = resolve_model(TEACHER)
+    folder, out = resolve_model(TEACHER), options.out / name
+    if (out / "trained.json").exists():  # by a run that ended before it had measured it
+        return {**json.loads((out / "trained.json").read_text()), **_quality(out, options)}
     change = VARIANTS.get(name, {"layers": "influence"} if name == "cut-influence" else {})
     teacher = load_encoder(folder, "embedding", dtype=torch.float32)
     rows = _packed(options, folder)
@@ -110,10 +112,11 @@ def _student(name: str, options: argparse.Namespace) -> dict[str, Any]:
         steps = options.steps * change.get("steps_factor", 1)
         recipe = Recipe(max_steps=steps, learning_rate=3e-4, global_batch_size=8, micro_batch_size=8)
         progress = train(student, _loss(teacher, layers, change), rows, eval_rows=None, recipe=recipe)
-    out = options.out / name
     export_encoder(student, out, teacher_folder=folder, task="embedding")
     tokens, last = (progress.tokens, progress.log[-1]["terms"]) if progress else (0, {})
-    return {"layers": str(layers), "tokens": tokens, "last_terms": last, **_quality(out, options)}
+    facts = {"layers": str(layers), "tokens": tokens, "last_terms": last}
+    (out / "trained.json").write_text(json.dumps(facts))
+    return facts | _quality(out, options)
 
 
 def _loss(teacher: Any, layers: list[int], change: dict[str, Any]) -> Any:

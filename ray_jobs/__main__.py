@@ -28,6 +28,8 @@ OTHER = {"submit": "any job above on a remote cluster", "jobs": "list, status, l
 FORCE_HELP = "run: make anew the stages that were made with other settings, and what builds on them; another job: make its stage anew"
 MERGE_HELP = "finetune: also write the adapter added into its base as a plain model folder; a finished stage is only merged"
 MODULES = {"run": "ray_jobs.pipeline"}
+ENCODER_MODULES = {"distill": "ray_jobs.distill_encoder"}
+"""Those of the jobs that do otherwise where `distill.task` is of encoders."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +63,8 @@ def _run_job(arguments: list[str]) -> int:
             raise ConfigError(f"--merge is finetune's alone, not of job {options.job!r}: run `raystill finetune CONFIG --merge`")
         overrides = [*overrides, "--finetune.merge", "true"]
     config = load_config(options.config, overrides)
-    module = importlib.import_module(MODULES.get(options.job, f"ray_jobs.{options.job}"))
+    modules = MODULES | (ENCODER_MODULES if config.distill.task != "language_model" else {})
+    module = importlib.import_module(modules.get(options.job, f"ray_jobs.{options.job}"))
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for the summary alone, whatever a library prints
         summary = module.run(config, force=options.force)
     print(json.dumps(summary, ensure_ascii=False) if options.json else _for_people(summary, options.config))

@@ -12,8 +12,8 @@ from ray_jobs.core.progress import say
 FOLLOW = ("raystill serve CONFIG", "raystill tune CONFIG", "raystill plan CONFIG")
 """What one may want to do with a finished run."""
 STAGES = ("prepare", "finetune", "distill", "answer", "judge", "compress", "report")
-ENCODER_STAGES = ("prepare", "distill", "report")
-"""Those that a run of encoders has: nobody answers questions."""
+ENCODER_STAGES = {"prepare": "prepare", "distill": "distill_encoder", "report": "report"}
+"""Those that a run of encoders has, and their verbs: nobody answers questions."""
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -26,11 +26,12 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         JobError: as the stage that failed; the stages before it are finished and stay so.
     """
     began = time.monotonic()
-    stages = STAGES if config.distill.task == "language_model" else ENCODER_STAGES
-    if stages is not STAGES:
+    for_encoders = config.distill.task != "language_model"
+    stages = ENCODER_STAGES if for_encoders else {name: name for name in STAGES}
+    if for_encoders:
         left_out = ", ".join(name for name in STAGES if name not in stages)
         say(f'run: distill.task = "{config.distill.task}" needs {", ".join(stages)}; {left_out} are for language models and left out')
-    verbs = [importlib.import_module(f"ray_jobs.{name}") for name in stages]
+    verbs = [importlib.import_module(f"ray_jobs.{name}") for name in stages.values()]
     for verb in verbs:
         if hasattr(verb, "check"):
             verb.check(config)
@@ -46,7 +47,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         "stage": "run",
         "stage_seconds": {name: manifest["seconds"] for name, manifest in manifests.items()},
         "seconds": round(time.monotonic() - began, 3),
-        "next": [manifests["report"]["next"], *(FOLLOW if stages is STAGES else FOLLOW[-1:])],
+        "next": [manifests["report"]["next"], *([] if for_encoders else FOLLOW)],
         "headline": [line for manifest in manifests.values() for line in manifest.get("headline", [])],
     }
 

@@ -25,14 +25,18 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         ModelError: no config.json under the model's name.
         ConfigError: student layers, LoRA targets or a rank that the model cannot have.
     """
+    del force  # nothing is kept
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return _plan(config) if config.distill.task == "language_model" else _no_plan(config)
+
+
+def _plan(config: Config) -> dict[str, Any]:
     from ray_jobs.training.alternatives import methods, obstacle, over_workers, smallest_change
     from ray_jobs.training.architecture import find_architecture
     from ray_jobs.training.fit_check import limits_of
     from ray_jobs.training.memory_plan import predict
     from ray_jobs.training.plan_table import row_of
 
-    del force  # nothing is kept
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     teacher, limits = find_architecture(config.teacher.model), limits_of(config.workers)
     jobs = {"finetune": _finetune(config, teacher), "distill": _distill(config, teacher)}
     rows = [row_of("base", memory, limits) for memory in _bases(config, teacher)]
@@ -65,6 +69,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     summary["distill"] |= (beside := _beside(config, teacher, jobs["distill"]))["facts"]
     lines = [*_introduction(config, teacher.source, limits), "", *_tables(rows, tables, limits, summary), ""]
     return {**summary, "headline": [*lines, *_verdicts(summary, chosen, estimates), *beside["lines"]], "next": _next(summary)}
+
+
+def _no_plan(config: Config) -> dict[str, Any]:
+    line = (
+        f'plan: distill.task = "{config.distill.task}" has no memory plan: only language models are predicted; '
+        f"a worker that passes [workers] memory = {config.workers.memory} ends with one line all the same"
+    )
+    return {"stage": "plan", "model": config.teacher.model, "rows": [], "headline": [line], "next": "raystill run CONFIG"}
 
 
 def _finetune(config: Config, teacher: "Architecture") -> "Request":

@@ -81,14 +81,12 @@ class EncoderJob:
             ConfigError: a model that is no such encoder, layers that there are not, another vocabulary, or other widths.
         """
         from ray_jobs.distillation.encoders.student import check_width, layer_pairs
-        from ray_jobs.distillation.student import check_vocabulary
-        from ray_jobs.training.models import load_tokenizer
+        from ray_jobs.distillation.vocabulary import shared_vocabulary
 
         teacher, student = self._config("teacher.model", self.teacher), None
         if self.student is not None:
             student = self._config("student.model", self.student)
-            tokens = [load_tokenizer(resolve_model(name)).get_vocab() for name in (self.student, self.teacher)]
-            check_vocabulary(*tokens)
+            shared_vocabulary(self.student, self.teacher)
             if self.weights["embedding"]:
                 check_width(student.hidden_size, teacher.hidden_size)
         kept = self._kept(teacher.num_hidden_layers)
