@@ -31,3 +31,33 @@ def choose_layers(num_teacher_layers: int, layers: int | list[int]) -> list[int]
     if layers != sorted(set(layers)):
         raise ConfigError(f"student.layers = {layers}: list each layer once, in rising order, like {sorted(set(layers))}")
     return layers
+
+
+def pair_layers(
+    hidden_layers: str | list[tuple[int, int]], *, kept: list[int] | None, num_student_layers: int, num_teacher_layers: int
+) -> list[tuple[int, int]]:
+    """Return the [student, teacher] layers whose outputs meet in the loss on hidden states; empty for the last hidden states.
+
+    Args:
+        hidden_layers: "last", "mapped", or the pairs themselves.
+        kept: the teacher's layers that the student was cut from; none for a student of its own.
+
+    Raises:
+        ConfigError: "mapped" without kept layers, or a layer that a model does not have.
+    """
+    if hidden_layers == "last":
+        return []
+    if hidden_layers == "mapped":
+        if kept is None:
+            raise ConfigError(
+                'distill.hidden_layers = "mapped" needs a student built from teacher layers: name [student, teacher] pairs, or take "last"'
+            )
+        return list(enumerate(kept))
+    for mine, theirs in hidden_layers:
+        for model, layer, number in (("student", mine, num_student_layers), ("teacher", theirs, num_teacher_layers)):
+            if not 0 <= layer < number:
+                raise ConfigError(
+                    f"distill.hidden_layers has the pair [{mine}, {theirs}], but the {model} has {number} layers: "
+                    f"choose from 0 to {number - 1}"
+                )
+    return [(mine, theirs) for mine, theirs in hidden_layers]

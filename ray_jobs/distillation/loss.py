@@ -7,26 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_jobs.distillation.balance import Balance
 from ray_jobs.distillation.divergence import CHUNK_POSITIONS, Divergence, HeadLoss, fused_head_loss, fused_top_k_loss
+from ray_jobs.distillation.hidden_states import HiddenLoss, valid_states
+from ray_jobs.distillation.self_check import check_loss
 from ray_jobs.distillation.target_hooks import AsksTargets
 from ray_jobs.distillation.targets import Target, Targets
 from ray_jobs.distillation.topk import TopKTarget
-from ray_jobs.training.batches import Batch
-from ray_jobs.training.losses import LossSums, causal_lm, valid_hidden
+from ray_jobs.training.batches import Batch, Row
+from ray_jobs.training.losses import LossSums, causal_lm
 
 
 class DistillLoss(AsksTargets):
-    """kd_weight * divergence(teacher, student) + ce_weight * cross-entropy on the labels, each a term of its own.
+    """kd_weight * divergence + ce_weight * cross-entropy on the labels + hidden.weight * distance of hidden states.
 
-    The divergence's term is `kl` for forward KL, else its kind. Without gradients (in evaluation) it is forward KL at
-    temperature 1, the plain `kl` in nats, whatever is trained, so that runs compare; and `ce_teacher` gives the
-    teacher's own cross-entropy.
+    Each is a term of its own: `kl` for forward KL, else the divergence's kind; `ce`; `hidden`. Without gradients (in
+    evaluation) the divergence is forward KL at temperature 1, the plain `kl` in nats, whatever is trained, and nothing is
+    balanced, so that runs compare; and `ce_teacher` gives the teacher's own cross-entropy.
 
     Args:
         targets: the teacher's word on each batch.
         divergence: which one is trained, and its temperature.
         kd_weight: weight of the divergence.
         ce_weight: weight of the cross-entropy.
+        hidden: the loss on hidden states, where there is one.
+        balanced: whether the further terms are brought to the size of the divergence before the weights apply.
         num_tokens: tokens of the vocabulary; rows of a head beyond are padding. None takes the rows that both heads have.
 
     Source:
@@ -34,30 +39,69 @@ class DistillLoss(AsksTargets):
     """
 
     def __init__(
-        self, targets: Targets, *, divergence: Divergence, kd_weight: float = 1.0, ce_weight: float = 0.0, num_tokens: int | None = None
+        self,
+        targets: Targets,
+        *,
+        divergence: Divergence,
+        kd_weight: float = 1.0,
+        ce_weight: float = 0.0,
+        hidden: HiddenLoss | None = None,
+        balanced: bool = False,
+        num_tokens: int | None = None,
     ):
         self.targets, self.divergence = targets, divergence
-        self.kd_weight, self.ce_weight, self.num_tokens = kd_weight, ce_weight, num_tokens
+        self.kd_weight, self.ce_weight, self.hidden, self.num_tokens = kd_weight, ce_weight, hidden, num_tokens
+        self.balance = Balance(term_of(divergence)) if balanced else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSums:
         """Return the sums over the batch's valid positions."""
-        hidden_NH, labels_N = valid_hidden(model, batch)
-        target = self.targets.of(batch)
-        head_VH = causal_lm(model).get_output_embeddings().weight
-        divergence = self.divergence if torch.is_grad_enabled() else Divergence()
-        loss = self._head_loss(hidden_NH, head_VH, target, labels_N, divergence)
-        terms = {term_of(divergence): loss.divergence, "ce": loss.ce}
-        if not torch.is_grad_enabled():
-            terms["ce_teacher"] = _teacher_ce(target, labels_N)
-        return LossSums(loss.total, terms)
+        return self.against(self.targets.of(batch), model, batch)
 
-    def _head_loss(self, hidden_NH: Tensor, head_VH: Tensor, target: Target, labels_N: Tensor, divergence: Divergence) -> HeadLoss:
-        options = {"kd_weight": self.kd_weight, "ce_weight": self.ce_weight, "num_tokens": self.num_tokens}
-        if not isinstance(target, TopKTarget):
-            given, fused = (target.hidden_NH, target.head_VH), fused_head_loss
-        else:
+    def against(self, target: Target, model: nn.Module, batch: Batch) -> LossSums:
+        """Return the sums over the batch's valid positions, given the teacher's word on them."""
+        training = torch.is_grad_enabled()
+        hidden_NH, labels_N, mine_NH = valid_states(model, batch, self.hidden.student_layers if self.hidden else ())
+        head_VH = causal_lm(model).get_output_embeddings().weight
+        divergence = self.divergence if training else Divergence()
+        loss = self.head_loss(hidden_NH, head_VH, target, labels_N, divergence)
+        total, terms = loss.total, {term_of(divergence): loss.divergence, "ce": loss.ce}
+        if self.hidden:
+            theirs_NH = target.layers_NH if mine_NH else (target.hidden_NH,)
+            distance = self.hidden(model, mine_NH or (hidden_NH,), theirs_NH)
+            total = total + self.hidden.weight * self._factor("hidden") * distance
+            terms["hidden"] = distance.detach()
+        if not training:
+            terms["ce_teacher"] = _teacher_ce(target, labels_N)
+        return LossSums(total, terms)
+
+    def head_loss(self, hidden_NH: Tensor, head_VH: Tensor, target: Target, labels_N: Tensor, divergence: Divergence) -> HeadLoss:
+        """Return divergence and cross-entropy, weighted, given the student's final hidden states and its head."""
+        options = {"kd_weight": self.kd_weight, "ce_weight": self.ce_weight * self._factor("ce"), "num_tokens": self.num_tokens}
+        if isinstance(target, TopKTarget):
             given, fused = target.at(divergence.temperature), fused_top_k_loss
+        else:
+            given, fused = (target.hidden_NH, target.head_VH), fused_head_loss
         return fused(hidden_NH, head_VH, *given, labels_N, divergence=divergence, **options)
+
+    def check(self, model: nn.Module, rows: list[Row], dtype: torch.dtype) -> None:
+        """Refuse to train where `check_loss` finds this loss wrong."""
+        check_loss(self, model, rows, dtype)
+
+    def after_step(self, terms: dict[str, float]) -> None:
+        """Take the terms' means of a step over all workers."""
+        if self.balance:
+            self.balance.after_step(terms)
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint keeps of the loss."""
+        return self.balance.state() if self.balance else {}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Put back what `state` returned."""
+        self.after_step(state)
+
+    def _factor(self, term: str) -> float:
+        return self.balance.factor(term) if self.balance and torch.is_grad_enabled() else 1.0
 
 
 def term_of(divergence: Divergence) -> str:

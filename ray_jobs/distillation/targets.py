@@ -4,16 +4,17 @@ Shapes: N valid positions, H width, V vocabulary, K kept entries.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ray_jobs.distillation.hidden_states import valid_states
 from ray_jobs.distillation.topk import TopKTarget
 from ray_jobs.training.batches import Batch
-from ray_jobs.training.losses import causal_lm, valid_hidden
+from ray_jobs.training.losses import causal_lm
 
 
 class HiddenTarget(NamedTuple):
@@ -22,6 +23,8 @@ class HiddenTarget(NamedTuple):
     hidden_NH: Tensor
     head_VH: Tensor
     """Output embedding: hidden states times its transpose are the logits."""
+    layers_NH: tuple[Tensor, ...] = ()
+    """Outputs of single layers, from a teacher in the same worker that was asked for them."""
 
 
 Target = HiddenTarget | TopKTarget
@@ -65,13 +68,14 @@ class WorkerTeacher:
 
     Args:
         model: a causal language model on the student's device.
+        layers: whose outputs the target holds beside the final hidden states.
     """
 
     ahead = 0
     waited_s = 0.0
 
-    def __init__(self, model: PreTrainedModel):
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: PreTrainedModel, *, layers: Sequence[int] = ()):
+        self.model, self._layers = model.eval().requires_grad_(False), layers
 
     def head(self) -> Tensor:
         """Return the teacher's output embedding."""
@@ -83,7 +87,8 @@ class WorkerTeacher:
     @torch.no_grad()
     def of(self, batch: Batch) -> HiddenTarget:
         """Return the target at the batch's valid positions."""
-        return HiddenTarget(valid_hidden(self.model, batch)[0], self.head())
+        hidden_NH, _, layers_NH = valid_states(self.model, batch, self._layers)
+        return HiddenTarget(hidden_NH, self.head(), layers_NH)
 
     def flush(self) -> None:
         """Do nothing: nothing is kept."""

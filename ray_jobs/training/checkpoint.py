@@ -42,6 +42,8 @@ class Progress:
     """Evaluation before the first step."""
     eval_after: dict[str, Any] | None = None
     """Evaluation after the last step."""
+    loss_state: dict[str, float] = field(default_factory=dict)
+    """What the loss carries from step to step."""
 
 
 class TensorFiles:

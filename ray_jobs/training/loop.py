@@ -58,6 +58,8 @@ def train(  # noqa: PLR0913 - the whole of a run in one place
     """
     steps = recipe.num_steps(len(rows))
     dtype = choose_dtype(recipe.dtype, next(model.parameters()).device.type)
+    first = step_rows(len(rows), step=0, seed=recipe.seed, global_batch_size=recipe.global_batch_size)[:2]
+    LossHooks(loss).check(model, [rows[index] for index in first], dtype)
     worker = Worker(model, loss, recipe, strategy or choose_strategy(), dtype, resume_from)
     progress = worker.progress
     probe = CommunicationProbe(world_size=world_size(), first_step=progress.step)

@@ -23,12 +23,18 @@ class Tally:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._label_tokens = 0
+        self._label_tokens = self._added = 0
+        self.not_finite: list[int] = []
+        """Places, from 0, of the micro-batches whose loss was not a finite number."""
 
     def add(self, sums: LossSums, batch: Batch) -> None:
         """Add a micro-batch."""
-        for name, value in {"": sums.total.detach(), **sums.terms}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        values = {name: float(value) for name, value in {"": sums.total.detach(), **sums.terms}.items()}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        if not math.isfinite(values[""]):
+            self.not_finite.append(self._added)
+        self._added += 1
         self._label_tokens += batch.num_valid
 
     def over_ranks(self, device: torch.device) -> dict[str, Any]:

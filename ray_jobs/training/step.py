@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_jobs.core.errors import TrainingFailed
-from ray_jobs.training.batches import Batch, PackedRows, eval_batches, step_batches
+from ray_jobs.core.errors import DataError, TrainingFailed
+from ray_jobs.training.batches import Batch, PackedRows, eval_batches, step_batches, step_rows
 from ray_jobs.training.checkpoint import Checkpoint, Progress, TensorFiles, put_tensors, save_checkpoint
 from ray_jobs.training.loss_hooks import LossHooks
 from ray_jobs.training.losses import Loss
 from ray_jobs.training.metrics import Tally
 from ray_jobs.training.optimizers import build_optimizer
-from ray_jobs.training.ranks import rank, sum_over_ranks, world_size
+from ray_jobs.training.ranks import gather, rank, sum_over_ranks, world_size
 from ray_jobs.training.recipe import Recipe
 from ray_jobs.training.strategies.base import LossModule, Strategy
 from ray_jobs.training.timing import Clock
@@ -46,17 +46,20 @@ class Worker:
         strategy.prepare(LossModule(model, loss, dtype), self._build_optimizer, dtype=dtype, max_grad_norm=recipe.max_grad_norm)
         if checkpoint is not None:
             self.progress = checkpoint.progress
+            if self.progress.loss_state:
+                self.hooks.load_state(self.progress.loss_state)
             strategy.load_optimizer_state(checkpoint.optimizer_state())
             strategy.load_scaler_state(checkpoint.scaler)
 
     def save(self, folder: Path | None) -> None:
         """Write a checkpoint; every worker must call it, and one gives a folder."""
         self.hooks.flush()
+        self.progress.loss_state = self.hooks.state()
         save_checkpoint(folder, self._strategy, self.progress)
 
     def batches(self, rows: PackedRows, num_steps: int) -> Iterator[list[Batch]]:
         """Yield this worker's micro-batches of each step up to `num_steps`, from where the run stands; the loss knows them ahead."""
-        recipe = self._recipe
+        recipe, self._num_rows = self._recipe, len(rows)
         sizes = {"global_batch_size": recipe.global_batch_size, "micro_batch_size": recipe.micro_batch_size}
         place = {"seed": recipe.seed, "rank": rank(), "world_size": world_size()}
         return self.hooks.announced(step_batches(rows, step=step, **sizes, **place) for step in range(self.progress.step, num_steps))
@@ -69,18 +72,28 @@ class Worker:
 
         Raises:
             TrainingFailed: the loss is no longer finite.
+            DataError: no token of the global batch has a label.
         """
         recipe = self._recipe
         self._seed(step)
         with self.clock("data"):
             batches = next(upcoming)
-        figures = self._backward(batches).over_ranks(self._device)
+        tally = self._backward(batches)
+        figures = tally.over_ranks(self._device)
         if not math.isfinite(figures["loss"]):
+            where = self._rows_of(step, tally.not_finite)
             raise TrainingFailed(
-                f"the loss is {figures['loss']} at step {step + 1}: lower learning_rate ({recipe.learning_rate}) or use dtype float32"
+                f"the loss is {figures['loss']} at step {step + 1}, from packed rows {where}: lower learning_rate "
+                f"({recipe.learning_rate}) or use dtype float32"
+            )
+        if not figures["label_tokens"]:
+            raise DataError(
+                f"no token of step {step + 1} has a label: its packed rows {self._rows_of(step, range(len(batches)))} teach nothing; "
+                "raise global_batch_size, or run `raystill prepare` again with other rows"
             )
         with self.clock("optimizer"):
             norm = self._strategy.update(learning_rate)
+        self.hooks.after_step(figures["terms"])
         return {**figures, "learning_rate": learning_rate, "grad_norm": norm}
 
     def evaluate(self, rows: PackedRows) -> dict[str, Any]:
@@ -119,6 +132,15 @@ class Worker:
                 self._strategy.backward(sums.total * scale, last=last)
             tally.add(sums, batch)
         return tally
+
+    def _rows_of(self, step: int, places: Iterable[int]) -> list[int]:
+        """Return the indices of the packed rows in some micro-batches of all workers; every worker must call it."""
+        recipe, size = self._recipe, self._recipe.micro_batch_size
+        chosen = step_rows(self._num_rows, step=step, seed=recipe.seed, global_batch_size=recipe.global_batch_size)
+        mine = chosen[rank() :: world_size()]
+        return sorted(
+            {row for found in gather([mine[place * size : (place + 1) * size] for place in places]) for rows in found for row in rows}
+        )
 
     def _build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         recipe = self._recipe

@@ -9,7 +9,7 @@ import torch.multiprocessing
 from packed_rows import write_rows
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.core.errors import DataError, TrainingFailed
 from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.batches import IGNORE, Batch, PackedRows, collate
 from ray_jobs.training.checkpoint import trainable
@@ -230,6 +230,22 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step(tiny_model, rows):
 
     with pytest.raises(TrainingFailed, match="the loss is nan at step 1"):
         train(adapted(tiny_model), broken, rows[0], eval_rows=None, recipe=recipe())
+
+
+def test_a_loss_that_is_not_a_number_names_the_packed_rows_of_its_micro_batches(tiny_model, rows):
+    def broken(model, batch):
+        sums = cross_entropy_loss(model, batch)
+        return LossSums(sums.total * (float("nan") if 3000 in batch.input_ids_BT else 1.0), sums.terms)  # row 3 starts with token 3000
+
+    every = recipe(global_batch_size=len(rows[0]), micro_batch_size=1)
+    with pytest.raises(TrainingFailed, match=r"the loss is nan at step 1, from packed rows \[3\]: lower learning_rate"):
+        train(adapted(tiny_model), broken, rows[0], eval_rows=None, recipe=every)
+
+
+def test_a_step_in_which_no_token_has_a_label_is_refused_with_its_rows(tiny_model, tmp_path):
+    nothing = PackedRows(write_rows(tmp_path / "nothing", [(1,) * 8] * 2))
+    with pytest.raises(DataError, match=r"no token of step 1 has a label: its packed rows \[0, 1\] teach nothing"):
+        train(adapted(tiny_model), cross_entropy_loss, nothing, eval_rows=None, recipe=recipe(global_batch_size=2))
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_model, rows):

@@ -1,0 +1,116 @@
+"""Before the first step: the fast loss against the dense one, and one split against two, on rows that will be trained on.
+
+Shapes: T positions, N valid positions, V vocabulary.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.distillation.dense import dense_divergence
+from ray_jobs.distillation.hidden_states import valid_states
+from ray_jobs.distillation.targets import HiddenTarget
+from ray_jobs.training.batches import IGNORE, Row, collate
+from ray_jobs.training.losses import causal_lm
+from ray_jobs.training.strategies.base import autocast
+
+POSITIONS = 64
+"""Of each row; two rows are taken."""
+NUMBERS = 64_000_000
+"""Gradients are compared for the smallest trained tensors with at most so many numbers together."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest relative difference, by the type of the products; in 16 bits each sum is rounded where its order ends."""
+
+
+def check_loss(loss: Any, model: nn.Module, rows: list[Row], dtype: torch.dtype) -> None:
+    """Refuse to train with a loss whose value or gradient is not that of the dense form, or that changes when a batch is split.
+
+    Divergence and cross-entropy are compared, on a stand-in for the teacher: the student's own states, each one
+    position late, so that no teacher is asked. The dense form starts from the logits of the model's own forward.
+
+    Args:
+        loss: a `DistillLoss`.
+        model: the student, whole; left as it was.
+        rows: the first ones of the first step; two are used.
+        dtype: of matrix products.
+
+    Raises:
+        TrainingFailed: they differ by more than TOLERANCE; the message has the numbers.
+    """
+    plain = copy.copy(loss)
+    plain.hidden = plain.balance = None
+    pieces = [window for window in map(_window, rows[:2]) if (window.labels[1:] != IGNORE).any()]
+    if not pieces:
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast(next(model.parameters()).device, dtype):
+            dense = _dense(plain, model, pieces)
+            whole = _fast(plain, model, pieces)
+            parts = [_fast(plain, model, [piece]) for piece in pieces]
+    finally:
+        model.train(was_training)
+    _compare(whole, dense, dtype, what="the fused loss and the dense reference")
+    _compare([sum(each) for each in zip(*parts, strict=True)], whole, dtype, what="two splits and one")
+
+
+def _window(row: Row) -> Row:
+    """Return the part of a row from a little before its first label."""
+    labelled = np.flatnonzero(row.labels != IGNORE)
+    start = max(0, int(labelled[0]) - 8) if len(labelled) else 0
+    return Row(*(values[start : start + POSITIONS] for values in row))
+
+
+def _fast(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
+    batch = collate(pieces).to(next(model.parameters()).device)
+    total = loss.against(_stand_in(model, pieces), model, batch).total
+    return [total.detach(), *_gradients(total, model)]
+
+
+def _dense(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for piece in pieces:
+        batch = collate([piece]).to(total.device)
+        labels_N = batch.labels_BT[:, 1:][batch.labels_BT[:, 1:] != IGNORE]
+        logits_BTV = model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False).logits
+        student_NV = logits_BTV[:, :-1][batch.labels_BT[:, 1:] != IGNORE][:, : loss.num_tokens].float()
+        target = _stand_in(model, [piece])
+        teacher_NV = (target.hidden_NH @ target.head_VH.T)[:, : loss.num_tokens]
+        between = dense_divergence(student_NV, teacher_NV, loss.divergence).sum()
+        total = total + loss.kd_weight * between + loss.ce_weight * F.cross_entropy(student_NV, labels_N, reduction="sum")
+    return [total.detach(), *_gradients(total, model)]
+
+
+@torch.no_grad()
+def _stand_in(model: nn.Module, pieces: list[Row]) -> HiddenTarget:
+    """Return each piece's own states, each at the position after its own."""
+    device = next(model.parameters()).device
+    states = [valid_states(model, collate([piece]).to(device), ())[0].roll(1, 0) for piece in pieces]
+    return HiddenTarget(torch.cat(states), causal_lm(model).get_output_embeddings().weight.detach())
+
+
+def _gradients(total: Tensor, model: nn.Module) -> list[Tensor]:
+    trained = sorted((each for each in model.parameters() if each.requires_grad), key=lambda each: each.numel())
+    sizes = np.cumsum([each.numel() for each in trained])
+    chosen = trained[: max(1, int((sizes <= NUMBERS).sum()))]
+    found = torch.autograd.grad(total, chosen, allow_unused=True)
+    return [torch.zeros_like(each) if grad is None else grad for each, grad in zip(chosen, found, strict=True)]
+
+
+def _compare(seen: list[Tensor], wanted: list[Tensor], dtype: torch.dtype, *, what: str) -> None:
+    limit = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    value, reference = float(seen[0]), float(wanted[0])
+    gap = sum(float((a - b).double().square().sum()) for a, b in zip(seen[1:], wanted[1:], strict=True)) ** 0.5
+    norm = sum(float(b.double().square().sum()) for b in wanted[1:]) ** 0.5
+    if not (abs(value - reference) <= limit * max(abs(reference), 1.0) and gap <= limit * max(norm, 1e-3)):
+        raise TrainingFailed(
+            f"self-check of the loss: {what} differ on the first rows: loss {value:.6g} against {reference:.6g}, gradients apart by "
+            f"{gap:.3g} at a norm of {norm:.3g}; at most {limit:g} of either is rounding in {dtype}. Training would go wrong in "
+            "silence, so it does not start: report this with your versions of torch and transformers"
+        )
