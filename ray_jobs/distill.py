@@ -13,6 +13,7 @@ from ray_jobs.core.tasks import start_task, task_results
 from ray_jobs.training.job_plan import JobPlan
 
 if TYPE_CHECKING:
+    from ray_jobs.distillation.hidden_states import HiddenLoss
     from ray_jobs.distillation.making import Student
     from ray_jobs.distillation.model_card import Lineage
     from ray_jobs.distillation.start import Start
@@ -128,6 +129,8 @@ def check(config: Config) -> JobPlan:
         dora=config.finetune.method != "full" and config.finetune.lora.dora,
         device=workers.device,
     )
+    if section.hidden_weight:
+        _check_hidden(config)
     return _memory_plan(config)
 
 
@@ -149,6 +152,29 @@ def _check_uld(config: Config) -> None:
             f'distill.vocabulary = "uld" compares sorted distributions of one teacher with those of a model with a tokenizer of its own; '
             f'it does not go with {what}: change that, or use vocabulary = "same"'
         )
+
+
+def _check_hidden(config: Config) -> None:
+    """Refuse a loss on hidden states that could not be computed or trained."""
+    from ray_jobs.distillation.layers import pair_layers
+    from ray_jobs.distillation.loss_checks import check_hidden_loss
+    from ray_jobs.training.architecture import find_architecture
+
+    section, workers = config.distill, config.workers
+    teacher, student = find_architecture(config.teacher.model).settings, _student_settings(config)
+    pair_layers(
+        section.hidden_layers,
+        kept=_first_start(config, config.teacher.model).layers,
+        num_student_layers=student["num_hidden_layers"],
+        num_teacher_layers=teacher["num_hidden_layers"],
+    )
+    check_hidden_loss(
+        layers=str(section.hidden_layers),
+        targets=section.targets,
+        cache_keeps=section.cache.keep if section.cache.folder else None,
+        widths=(student["hidden_size"], teacher["hidden_size"]),
+        cuts_parameters=workers.strategy == "fsdp" or (workers.strategy == "deepspeed" and workers.zero_stage == 3),
+    )
 
 
 def _student_settings(config: Config) -> dict[str, Any]:
@@ -246,13 +272,21 @@ def _student(config: Config, start: "Start") -> "Student":
 
 
 def _build(config: Config, source: ModelSource, student: "Student", device: str) -> tuple[Any, Any]:
+    from ray_jobs.distillation.hidden_states import HiddenLoss, add_projection
+    from ray_jobs.distillation.layers import pair_layers
     from ray_jobs.distillation.targets import WorkerTeacher
 
-    model = student.load(device)
-    return model, _loss(config, student, model, WorkerTeacher(_load_teacher(config, source, device)))
+    section, model, teacher = config.distill, student.load(device), _load_teacher(config, source, device)
+    if not section.hidden_weight:
+        return model, _loss(config, student, model, WorkerTeacher(teacher))
+    numbers = {"num_student_layers": model.config.num_hidden_layers, "num_teacher_layers": teacher.config.num_hidden_layers}
+    pairs = pair_layers(section.hidden_layers, kept=student.start.layers, **numbers)
+    hidden = HiddenLoss(section.hidden_weight, section.hidden_loss, tuple(mine for mine, _ in pairs))
+    add_projection(model, teacher.config.hidden_size, seed=config.run.seed)
+    return model, _loss(config, student, model, WorkerTeacher(teacher, layers=[theirs for _, theirs in pairs]), hidden)
 
 
-def _loss(config: Config, student: "Student", model: Any, targets: "Targets") -> Any:
+def _loss(config: Config, student: "Student", model: Any, targets: "Targets", hidden: "HiddenLoss | None" = None) -> Any:
     from ray_jobs.distillation.divergence import Divergence
     from ray_jobs.distillation.loss import DistillLoss
     from ray_jobs.distillation.retokenize import retokenizer_between
@@ -264,7 +298,8 @@ def _loss(config: Config, student: "Student", model: Any, targets: "Targets") ->
         between = retokenizer_between(config.teacher.model, student.tokenizer, max_length=model.config.max_position_embeddings)
         return UldLoss(targets, between, kd_temperature=section.kd_temperature, **weights)
     divergence = Divergence(section.divergence, beta=section.beta, skew=section.skew, temperature=section.kd_temperature)
-    return DistillLoss(targets, divergence=divergence, num_tokens=student.num_tokens, **weights)
+    options = {"hidden": hidden, "balanced": section.balance == "magnitude", "num_tokens": student.num_tokens}
+    return DistillLoss(targets, divergence=divergence, **options, **weights)
 
 
 def _lineage(config: Config, folder: RunFolder, prepared: dict[str, Any]) -> "Lineage":

@@ -1,5 +1,7 @@
 """Which of the teacher's layers the student keeps."""
 
+from collections.abc import Sequence
+
 from ray_jobs.core.errors import ConfigError
 
 
@@ -34,7 +36,7 @@ def choose_layers(num_teacher_layers: int, layers: int | list[int]) -> list[int]
 
 
 def pair_layers(
-    hidden_layers: str | list[tuple[int, int]], *, kept: list[int] | None, num_student_layers: int, num_teacher_layers: int
+    hidden_layers: str | list[tuple[int, int]], *, kept: Sequence[int] | None, num_student_layers: int, num_teacher_layers: int
 ) -> list[tuple[int, int]]:
     """Return the [student, teacher] layers whose outputs meet in the loss on hidden states; empty for the last hidden states.
 

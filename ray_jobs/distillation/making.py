@@ -10,6 +10,7 @@ from peft import PeftModel
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.storage import Storage
+from ray_jobs.distillation.hidden_states import drop_projection
 from ray_jobs.distillation.start import Start, load_start, start_folder
 from ray_jobs.training.adapters import add_lora, check_lora, check_storage, load_merged
 from ray_jobs.training.models import Quantization, check_unquantized, choose_dtype, load_tokenizer
@@ -78,6 +79,7 @@ class Student(NamedTuple):
         Args:
             device: where it was trained; a model that was in pieces lies on the CPU by now.
         """
+        drop_projection(model)
         if isinstance(model, PeftModel):
             model.peft_config["default"].base_model_name_or_path = self.start.model
             model.save_pretrained(folder, save_embedding_layers=False)

@@ -1,5 +1,6 @@
 """Every strategy on two processes against one process: losses, weights, clipping, evaluation, checkpoints across strategies."""
 
+import copy
 import os
 import socket
 
@@ -10,9 +11,11 @@ import torch.multiprocessing
 from packed_rows import write_rows
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import LlamaForCausalLM
 
 from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.distillation.divergence import Divergence
+from ray_jobs.distillation.hidden_states import HiddenLoss, add_projection
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.student import build_student
 from ray_jobs.distillation.targets import WorkerTeacher
@@ -44,6 +47,7 @@ FULL = [FSDP, *ZERO, *OFFLOADED]
 CASES = (
     [("full", strategy, {}, None) for strategy in FULL]
     + [(kind, strategy, {}, None) for kind in ("nf4", "distill") for strategy in (FSDP, ZERO[2])]
+    + [("hidden", DDP, {}, None)]
     + [("lora", ZERO[1], {"gradient_checkpointing": True}, None)]
     + [("full", strategy, {"dtype": "float16"}, None) for strategy in (FSDP, ZERO[2])]
     + [(kind, strategy, {}, None) for kind in ("lora" + POSTPONED, "full" + POSTPONED) for strategy in (FSDP, ZERO[2])]
@@ -70,9 +74,22 @@ def parts_of(kind, folder):
     if kind == "distill":
         loss = DistillLoss(WorkerTeacher(model), divergence=Divergence(temperature=2.0), kd_weight=0.9, ce_weight=0.1)
         return build_student(model, [0, 3]), loss
+    if kind == "hidden":  # every term at once, through a projection
+        return hidden_parts(model)
     if kind != "full":
         model = add_lora(model, rank=4, alpha=8, dropout=0.0, targets="all-linear")
     return model, cross_entropy_loss
+
+
+def hidden_parts(teacher):
+    """Return a student of half the teacher's width and a loss of all terms, balanced."""
+    config = copy.deepcopy(teacher.config)
+    config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.head_dim = 32, 2, 2, 16
+    student = LlamaForCausalLM(config)
+    add_projection(student, teacher.config.hidden_size, seed=0)
+    hidden = HiddenLoss(0.5, "mse", student_layers=(0, 1))
+    targets = WorkerTeacher(teacher, layers=(1, 3))
+    return student, DistillLoss(targets, divergence=Divergence("jsd", temperature=2.0), ce_weight=0.1, hidden=hidden, balanced=True)
 
 
 def run(kind, folder, rows, *, strategy, checkpoints, resume_from=None, **changes):
@@ -179,7 +196,7 @@ def test_two_workers_run_like_one(folder, alone, case):
         torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-3, atol=2e-2 if "dtype" in changes else 2e-3)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case[2]], ids=lambda case: label(*case))
+@pytest.mark.parametrize("case", [case for case in CASES if not case[2] and case[0] != "hidden"], ids=lambda case: label(*case))
 def test_gradients_are_clipped_to_the_norm_over_all_workers(folder, case):
     result = torch.load(folder / f"{label(*case)}.pt")
     assert min(result["norms"]) > MAX_NORM
