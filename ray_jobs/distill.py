@@ -110,6 +110,7 @@ def check(config: Config) -> JobPlan:
             hold, a tracker that is not installed, or more memory than a worker has (the table is then on stderr).
         ModelError: a model cannot be found, or is quantized already where it is to be cut or stored in fewer bits.
     """
+    from ray_jobs.distillation.loss_checks import check_one_teacher
     from ray_jobs.distillation.teacher import check_teacher
     from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
@@ -129,6 +130,7 @@ def check(config: Config) -> JobPlan:
         dora=config.finetune.method != "full" and config.finetune.lora.dora,
         device=workers.device,
     )
+    check_one_teacher(on_policy_share=section.on_policy.share, teachers=list(section.teachers))
     if section.hidden_weight:
         _check_hidden(config)
     return _memory_plan(config)

@@ -1,4 +1,4 @@
-"""What a loss on hidden states needs of the targets, the models and the workers, said before anything starts."""
+"""What a loss needs of the targets, the models and the workers, said before anything starts."""
 
 from ray_jobs.core.errors import ConfigError
 
@@ -29,3 +29,18 @@ def check_hidden_loss(*, layers: str, targets: str, cache_keeps: str | None, wid
             f"distill.hidden_weight above 0 projects the student's width {widths[0]} to the teacher's {widths[1]}, and a projection is "
             'only trained whole: use workers.strategy = "ddp", or "deepspeed" with zero_stage 1 or 2'
         )
+
+
+def check_one_teacher(*, on_policy_share: float, teachers: list[str]) -> None:
+    """Refuse what the training of language models does not do: rather an end than a run without it.
+
+    Raises:
+        ConfigError: answers of the student's own, or further teachers, are asked for.
+    """
+    if on_policy_share:
+        raise ConfigError(
+            f"distill.on_policy.share = {on_policy_share:g}: the student does not write its own answers yet, all batches are of the "
+            "training text: set it to 0"
+        )
+    if teachers:
+        raise ConfigError(f"[distill.teachers.{teachers[0]}]: one teacher alone is asked so far: leave out [distill.teachers]")

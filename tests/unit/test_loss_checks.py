@@ -5,7 +5,7 @@ import pytest
 from ray_jobs.core.config_distill import DistillSection
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.layers import pair_layers
-from ray_jobs.distillation.loss_checks import check_hidden_loss
+from ray_jobs.distillation.loss_checks import check_hidden_loss, check_one_teacher
 
 GOOD = {"layers": "mapped", "targets": "worker", "cache_keeps": None, "widths": (64, 64), "cuts_parameters": True}
 NUMBERS = {"num_student_layers": 2, "num_teacher_layers": 6}
@@ -62,3 +62,11 @@ def test_the_preset_is_distilberts_and_yields_to_what_the_config_says():
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DistillSection(**wrong)
+
+
+def test_what_is_not_done_is_refused_instead_of_left_out():
+    check_one_teacher(on_policy_share=0.0, teachers=[])
+    with pytest.raises(ConfigError, match=r"on_policy.share = 0.5: .* set it to 0"):
+        check_one_teacher(on_policy_share=0.5, teachers=[])
+    with pytest.raises(ConfigError, match=r"\[distill.teachers.law\]: .* leave out"):
+        check_one_teacher(on_policy_share=0.0, teachers=["law"])
