@@ -110,14 +110,13 @@ def check(config: Config) -> JobPlan:
             hold, a tracker that is not installed, or more memory than a worker has (the table is then on stderr).
         ModelError: a model cannot be found, or is quantized already where it is to be cut or stored in fewer bits.
     """
-    from ray_jobs.distillation.loss_checks import check_one_teacher
+    from ray_jobs.distillation.loss_checks import check_losses
     from ray_jobs.distillation.teacher import check_teacher
+    from ray_jobs.training.architecture import find_architecture
     from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
-    if config.distill.vocabulary == "uld":
-        _check_uld(config)
     section, lora = config.distill, config.distill.lora
     workers, storage = config.workers, section.quantization.type
     refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, storage, lora.dora))
@@ -130,53 +129,14 @@ def check(config: Config) -> JobPlan:
         dora=config.finetune.method != "full" and config.finetune.lora.dora,
         device=workers.device,
     )
-    check_one_teacher(on_policy_share=section.on_policy.share, teachers=list(section.teachers))
-    if section.hidden_weight:
-        _check_hidden(config)
-    return _memory_plan(config)
-
-
-def _check_uld(config: Config) -> None:
-    """Refuse what a student with another tokenizer cannot learn by."""
-    from ray_jobs.core.errors import ConfigError
-
-    section = config.distill
-    refused = {
-        "a student built from the teacher (set student.model)": config.student.model is None,
-        f'distill.targets = "{section.targets}"': section.targets == "text",
-        'distill.cache.keep = "top_k"': section.cache.folder is not None and section.cache.keep == "top_k",
-        f"distill.hidden_weight = {section.hidden_weight:g}": section.hidden_weight > 0,
-        f"distill.on_policy.share = {section.on_policy.share:g}": section.on_policy.share > 0,
-        "[distill.teachers]": bool(section.teachers),
-    }
-    for what in (what for what, is_set in refused.items() if is_set):
-        raise ConfigError(
-            f'distill.vocabulary = "uld" compares sorted distributions of one teacher with those of a model with a tokenizer of its own; '
-            f'it does not go with {what}: change that, or use vocabulary = "same"'
-        )
-
-
-def _check_hidden(config: Config) -> None:
-    """Refuse a loss on hidden states that could not be computed or trained."""
-    from ray_jobs.distillation.layers import pair_layers
-    from ray_jobs.distillation.loss_checks import check_hidden_loss
-    from ray_jobs.training.architecture import find_architecture
-
-    section, workers = config.distill, config.workers
-    teacher, student = find_architecture(config.teacher.model).settings, _student_settings(config)
-    pair_layers(
-        section.hidden_layers,
-        kept=_first_start(config, config.teacher.model).layers,
-        num_student_layers=student["num_hidden_layers"],
-        num_teacher_layers=teacher["num_hidden_layers"],
-    )
-    check_hidden_loss(
-        layers=str(section.hidden_layers),
-        targets=section.targets,
-        cache_keeps=section.cache.keep if section.cache.folder else None,
-        widths=(student["hidden_size"], teacher["hidden_size"]),
+    check_losses(
+        section.model_dump(),
+        student=_student_settings(config),
+        teacher=find_architecture(config.teacher.model).settings,
+        start=_first_start(config, config.teacher.model),
         cuts_parameters=workers.strategy == "fsdp" or (workers.strategy == "deepspeed" and workers.zero_stage == 3),
     )
+    return _memory_plan(config)
 
 
 def _student_settings(config: Config) -> dict[str, Any]:
@@ -274,18 +234,12 @@ def _student(config: Config, start: "Start") -> "Student":
 
 
 def _build(config: Config, source: ModelSource, student: "Student", device: str) -> tuple[Any, Any]:
-    from ray_jobs.distillation.hidden_states import HiddenLoss, add_projection
-    from ray_jobs.distillation.layers import pair_layers
+    from ray_jobs.distillation.hidden_states import prepare_hidden
     from ray_jobs.distillation.targets import WorkerTeacher
 
-    section, model, teacher = config.distill, student.load(device), _load_teacher(config, source, device)
-    if not section.hidden_weight:
-        return model, _loss(config, student, model, WorkerTeacher(teacher))
-    numbers = {"num_student_layers": model.config.num_hidden_layers, "num_teacher_layers": teacher.config.num_hidden_layers}
-    pairs = pair_layers(section.hidden_layers, kept=student.start.layers, **numbers)
-    hidden = HiddenLoss(section.hidden_weight, section.hidden_loss, tuple(mine for mine, _ in pairs))
-    add_projection(model, teacher.config.hidden_size, seed=config.run.seed)
-    return model, _loss(config, student, model, WorkerTeacher(teacher, layers=[theirs for _, theirs in pairs]), hidden)
+    model, teacher = student.load(device), _load_teacher(config, source, device)
+    hidden, layers = prepare_hidden(model, teacher, config.distill.model_dump(), kept=student.start.layers, seed=config.run.seed)
+    return model, _loss(config, student, model, WorkerTeacher(teacher, layers=layers), hidden)
 
 
 def _loss(config: Config, student: "Student", model: Any, targets: "Targets", hidden: "HiddenLoss | None" = None) -> Any:

@@ -4,12 +4,13 @@ Shapes: B rows, T positions, N valid positions, H width.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_jobs.distillation.layers import pair_layers
 from ray_jobs.training.batches import IGNORE, Batch
 from ray_jobs.training.losses import decoder_layers, valid_hidden
 
@@ -81,6 +82,28 @@ def add_projection(student: nn.Module, teacher_width: int, *, seed: int) -> None
     projection = nn.Linear(width, teacher_width, bias=False, dtype=torch.float32)
     nn.init.normal_(projection.weight, std=width**-0.5, generator=torch.Generator().manual_seed(seed))
     student.add_module(PROJECTION, projection.to(first.device))
+
+
+def prepare_hidden(
+    student: nn.Module, teacher: nn.Module, section: dict[str, Any], *, kept: Sequence[int] | None, seed: int
+) -> tuple[HiddenLoss | None, list[int]]:
+    """Return the loss on hidden states, and the teacher's layers that it needs; gives the student a projection where widths differ.
+
+    Args:
+        section: the fields of [distill].
+        kept: the teacher's layers that the student was cut from; none for a model of its own.
+        seed: of the projection.
+
+    Raises:
+        ConfigError: layers that a model does not have.
+    """
+    if not section["hidden_weight"]:
+        return None, []
+    numbers = {"num_student_layers": student.config.num_hidden_layers, "num_teacher_layers": teacher.config.num_hidden_layers}
+    pairs = pair_layers(section["hidden_layers"], kept=kept, **numbers)
+    add_projection(student, teacher.config.hidden_size, seed=seed)
+    loss = HiddenLoss(section["hidden_weight"], section["hidden_loss"], tuple(mine for mine, _ in pairs))
+    return loss, [theirs for _, theirs in pairs]
 
 
 def drop_projection(student: nn.Module) -> None:

@@ -1,6 +1,68 @@
 """What a loss needs of the targets, the models and the workers, said before anything starts."""
 
+from typing import TYPE_CHECKING, Any
+
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.distillation.layers import pair_layers
+
+if TYPE_CHECKING:
+    from ray_jobs.distillation.start import Start
+
+
+def check_losses(
+    section: dict[str, Any], *, student: dict[str, Any], teacher: dict[str, Any], start: "Start", cuts_parameters: bool
+) -> None:
+    """Refuse a loss that could not be computed or trained.
+
+    Args:
+        section: the fields of [distill].
+        student: its config.json, as `teacher` is the teacher's.
+        start: where the student's first weights come from.
+        cuts_parameters: whether the strategy keeps a part of each parameter on each worker.
+
+    Raises:
+        ConfigError: what does not go together, or a layer that a model does not have.
+    """
+    keeps = section["cache"]["keep"] if section["cache"]["folder"] else None
+    if section["vocabulary"] == "uld":
+        check_uld(section, has_model=start.layers is None, cache_keeps=keeps)
+    check_one_teacher(on_policy_share=section["on_policy"]["share"], teachers=list(section["teachers"]))
+    if section["hidden_weight"]:
+        numbers = {"num_student_layers": student["num_hidden_layers"], "num_teacher_layers": teacher["num_hidden_layers"]}
+        pair_layers(section["hidden_layers"], kept=start.layers, **numbers)
+        check_hidden_loss(
+            layers=str(section["hidden_layers"]),
+            targets=section["targets"],
+            cache_keeps=keeps,
+            widths=(student["hidden_size"], teacher["hidden_size"]),
+            cuts_parameters=cuts_parameters,
+        )
+
+
+def check_uld(section: dict[str, Any], *, has_model: bool, cache_keeps: str | None) -> None:
+    """Refuse what a student with another tokenizer cannot learn by.
+
+    Args:
+        section: the fields of [distill].
+        has_model: whether the student is a model of its own.
+        cache_keeps: what a cache keeps; none without one.
+
+    Raises:
+        ConfigError: names what does not go with it.
+    """
+    refused = {
+        "a student built from the teacher (set student.model)": not has_model,
+        f'distill.targets = "{section["targets"]}"': section["targets"] == "text",
+        'distill.cache.keep = "top_k"': cache_keeps == "top_k",
+        f"distill.hidden_weight = {section['hidden_weight']:g}": section["hidden_weight"] > 0,
+        f"distill.on_policy.share = {section['on_policy']['share']:g}": section["on_policy"]["share"] > 0,
+        "[distill.teachers]": bool(section["teachers"]),
+    }
+    for what in (what for what, is_set in refused.items() if is_set):
+        raise ConfigError(
+            f'distill.vocabulary = "uld" compares sorted distributions of one teacher with those of a model with a tokenizer of its own; '
+            f'it does not go with {what}: change that, or use vocabulary = "same"'
+        )
 
 
 def check_hidden_loss(*, layers: str, targets: str, cache_keeps: str | None, widths: tuple[int, int], cuts_parameters: bool) -> None:
