@@ -115,6 +115,7 @@ def _vectors(config: Config, folder: RunFolder) -> Vectors:
     chunks = prepared.read_parquet("chunks.parquet") if prepared.exists("chunks.parquet") else []
     pairs = prepared.read_jsonl("pairs.jsonl") if prepared.exists("pairs.jsonl") else []
     texts = [row["text"] for row in chunks] + [row[key] for row in pairs for key in ("question", "answer")]
+    say(f"judge: word vectors of the course, trained where this cache has none ({len(texts)} texts)")
     return course_vectors(texts, seed=config.run.seed)
 
 
