@@ -33,6 +33,7 @@ def main() -> None:
         warmup_share=0.0,
         global_batch_size=settings["micro_batch_size"],
         micro_batch_size=settings["micro_batch_size"],
+        gradient_checkpointing=settings["system"].endswith("-checkpointing"),
         dtype=settings["dtype"],
         checkpoint_every_steps=10**6,
     )
@@ -58,7 +59,7 @@ def distil(student: Any, settings: dict[str, Any], rows: PackedRows, recipe: Rec
     progress = train(student, loss, rows, eval_rows=None, recipe=recipe, on_log=marks)
     targets.flush()
     found = {**targets.counts(), "shares": progress.log[-1]["shares"]}
-    if settings["system"] == "raystill-epoch2" and found["targets_computed"]:
+    if settings["system"].startswith("raystill-epoch2") and found["targets_computed"]:
         sys.exit(f"{found['targets_computed']} targets were missing in {settings['cache']}: run raystill-epoch1 in the same turn first")
     return {**found, "losses": [line["loss"] for line in progress.log], "grad_norms": [line["grad_norm"] for line in progress.log]}
 

@@ -68,7 +68,11 @@ def test_step_contestants_measure_all_steps_but_the_first_and_epoch_2_only_reads
     assert len(rows) == 2 and (rows[0].labels != -100).sum() == 8
     with pytest.raises(SystemExit, match="2 targets were missing"):
         measured("raystill-epoch2", tmp_path, {**settings, "cache": str(tmp_path / "empty")})
-    found = {name: measured(name, tmp_path, settings) for name in distillation_step.SYSTEMS if not name.startswith("trl")}
+    found = {
+        name: measured(name, tmp_path, settings)
+        for name in (*distillation_step.SYSTEMS, distillation_step.CHECKPOINTING)
+        if not name.startswith("trl")
+    }
     for figures in found.values():
         assert len(figures["cpu_s"]) == len(figures["wall_s"]) == 1 and figures["peak_bytes"] > 0
     one, two = found["raystill-epoch1"], found["raystill-epoch2"]
