@@ -26,11 +26,8 @@ def write_text_rows(folder: Path, model: Path, *, wikitext: Path, length: int, n
     Args:
         model: folder with the tokenizer.
         wikitext: folder with valid.txt and test.txt.
-        num_train: training rows.
+        num_train: training rows, or all that the texts have.
         num_eval: held-out rows of each text, at most.
-
-    Raises:
-        SystemExit: the texts are too short for so many rows.
     """
     from transformers import AutoTokenizer
 
@@ -40,10 +37,6 @@ def write_text_rows(folder: Path, model: Path, *, wikitext: Path, length: int, n
     course, wiki, test = (cut(tokenizer(text)["input_ids"], length) for text in texts)
     taught = [row for place, row in enumerate(course) if place % HELD_OUT][: num_train // 2]
     train = [*taught, *wiki[: num_train - len(taught)]]
-    if len(train) < num_train:
-        raise SystemExit(
-            f"{num_train} training rows of {length} tokens were asked for, and the texts have {len(train)}: lower --steps or --length"
-        )
     found = TextRows(*(folder / name for name in TextRows._fields))
     for place, rows in zip(found, (train, course[::HELD_OUT][:num_eval], test[:num_eval]), strict=True):
         write(place, rows)
