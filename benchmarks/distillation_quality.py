@@ -114,7 +114,6 @@ def make_student(teacher: Any, spec: dict[str, Any], rows: TextRows, options: ar
 
 
 def train_student(student: Any, teacher: Any, spec: dict[str, Any], rows: TextRows, options: argparse.Namespace) -> None:
-    from ray_jobs.distillation.hidden_states import HiddenLoss
 
     from ray_jobs.distillation.divergence import Divergence
     from ray_jobs.distillation.loss import DistillLoss
@@ -126,6 +125,8 @@ def train_student(student: Any, teacher: Any, spec: dict[str, Any], rows: TextRo
 
     weights: dict[str, Any] = {name: spec[name] for name in ("kd_weight", "ce_weight")}
     if spec["hidden_weight"]:
+        from ray_jobs.distillation.hidden_states import HiddenLoss
+
         weights["hidden"] = HiddenLoss(spec["hidden_weight"], "cosine")
     recipe = Recipe(
         max_steps=options.steps,
