@@ -140,7 +140,7 @@ def table(runs: list[dict[str, Any]]) -> str:
                 ratio(time_ratios(turns)),
                 f"{peak / 2**20:.0f}",
                 ratio(memory_ratios(turns)),
-                share(runs, cell, theirs),
+                share(runs, theirs),
             ]
             lines.append(f"| {cell} | {system} | {' | '.join([*figures, *values])} | {len(theirs)} |")
     return "\n".join(lines)
@@ -178,12 +178,12 @@ def memory_ratios(turns: list[tuple[dict[str, Any], ...]]) -> list[float]:
     return [one["peak_bytes"] / max(other["peak_bytes"], 1) for one, other in turns]
 
 
-def share(runs: list[dict[str, Any]], cell: str, theirs: list[dict[str, Any]]) -> str:
-    """Return the unavoidable operations a second as a share of a large matrix product's, measured in the same run."""
-    rates = [run["matrix_flops"] for run in runs if run["cell"] == cell and run["system"] == "bare"]
+def share(runs: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
+    """Return the unavoidable operations a second as a share of the fastest square matrix product's timed beside."""
+    run = theirs[0]
+    rates = [each["matrix_flops"] for each in runs if each["system"] == "bare" and each["device"] == run["device"]]
     if not rates:
         return ""
-    run = theirs[0]
     widths = run["student_width"] * (3 if run["trained_head"] else 2) + run["teacher_width"]
     operations = 2 * round(run["positions"] * run["valid_share"]) * run["vocabulary"] * widths
     return f"{statistics.median(operations / seconds_of(one) for one in theirs) / max(rates):.0%}"

@@ -37,8 +37,8 @@ def test_a_contestant_answers_each_time_it_is_asked():
     settings = {**distillation_head.CELLS["quarter-frozen"], **TINY, "positions": 40, "system": "bare"}
     contestant = Contestant(distillation_head.MODULE, settings, python=distillation_head.sys.executable)
     try:
-        assert contestant.answer()["matrix_flops"] > 0
-        assert contestant.ask().keys() == contestant.ask().keys() == {"cpu_s", "wall_s", "peak_bytes"}
+        assert contestant.answer()["versions"]["torch"]
+        assert contestant.ask().keys() == contestant.ask().keys() == {"cpu_s", "wall_s", "peak_bytes", "matrix_flops"}
     finally:
         contestant.stop()
 

@@ -53,8 +53,8 @@ def test_head_ratios_are_of_one_turn_and_the_warm_up_does_not_count():
 def test_share_of_the_matrix_rate_counts_the_products_no_head_can_avoid():
     operations = 2 * 256 * 100 * (2 * 8 + 16)
     runs = [head_run("raystill", 1, cpu_s=2.0), head_run("bare", 1, cpu_s=1.0, matrix_flops=float(operations))]
-    assert head.share(runs, "quarter-frozen", runs[:1]) == "50%"
-    assert head.share(runs[:1], "quarter-frozen", runs[:1]) == ""
+    assert head.share(runs, runs[:1]) == "50%"
+    assert head.share(runs[:1], runs[:1]) == ""
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
