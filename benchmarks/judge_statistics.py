@@ -174,9 +174,10 @@ def pandalm(folder: Path) -> str:
     longer: list[Winner] = ["tie" if a == b else "a" if a > b else "b" for a, b in sizes]
     questions = [pair["instruction"] + pair["input"] for pair in pairs]
     sides = {f"annotators {i + 1} and {j + 1}": (people[i], people[j]) for i, j in ((0, 1), (0, 2), (1, 2))}
-    sides |= {"gpt-3.5-turbo and the majority": (gpt, most), "longer wins and the majority": (longer, most)}
     sides |= {
+        "gpt-3.5-turbo and the majority": (gpt, most),
         "the same, its unreadable replies as ties": (["tie" if x is None else x for x in gpt], most),
+        "longer wins and the majority": (longer, most),
         "gpt-3.5-turbo and longer wins": (gpt, longer),
     }
     lines = ["| who | verdicts | agree | kappa, questions as clusters |", "|---|---|---|---|"]
