@@ -13,11 +13,9 @@ from ray_jobs.core.tasks import start_task, task_results
 from ray_jobs.training.job_plan import JobPlan
 
 if TYPE_CHECKING:
-    from ray_jobs.distillation.hidden_states import HiddenLoss
     from ray_jobs.distillation.making import Student
     from ray_jobs.distillation.model_card import Lineage
     from ray_jobs.distillation.start import Start
-    from ray_jobs.distillation.targets import Targets
 
 INFLUENCE = "influence.json"
 """The measured block influences, in the stage's folder: measured once, also by a job that is resumed."""
@@ -49,8 +47,10 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     teacher, rows = folder.model("teacher"), folder.folder("prepare")
     optimizer = describe_optimizer(config.distill.optimizer, config.workers.device)
     with connect():
+        if config.distill.targets == "text":
+            rows, prepared = _write_texts(config, stage.folder.sub("texts"), teacher, rows, prepared)
         student = _student(config, _start(config, stage.folder, teacher, rows))
-        say(f"distill: the teacher into {_words(config)} on {prepared['counts']['train_rows']} rows with {optimizer}")
+        say(f"distill: the teacher into {student.words} on {prepared['counts']['train_rows']} rows with {optimizer}")
         build = functools.partial(_build, config, teacher, student)
         result = _train(config, student, build, stage.folder, rows, prepared["counts"], plan)
     facts = facts_of(result, teacher_parameters=num_parameters(skeleton(resolve_model(config.teacher.model))))
@@ -73,6 +73,7 @@ def _train(
     plan: JobPlan | None,
 ) -> dict[str, Any]:
     """Train, leave the plain student in the stage's folder, and return what `fit` does."""
+    from ray_jobs.distillation.tasks import merge_student
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
 
@@ -96,8 +97,10 @@ def _train(
         keep_checkpoints=section.keep_checkpoints,
         label="distill",
     )
-    if section.method != "full":
-        _merge(config, student, target)
+    if not target.exists("student"):
+        say("distill: merging the adapter into the student")
+        require("[workers] of the merge", config.workers.bundle)
+        task_results([start_task(merge_student, student, target, config.workers, bundle=config.workers.bundle)], what="distill")
     return result
 
 
@@ -112,11 +115,14 @@ def check(config: Config) -> JobPlan:
     """
     from ray_jobs.distillation.loss_checks import check_losses
     from ray_jobs.distillation.teacher import check_teacher
+    from ray_jobs.distillation.uld import check_uld
     from ray_jobs.training.architecture import find_architecture
     from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
+    if config.distill.vocabulary == "uld":
+        check_uld(config.distill.model_dump(), has_model=config.student.model is not None)
     section, lora = config.distill, config.distill.lora
     workers, storage = config.workers, section.quantization.type
     refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, storage, lora.dora))
@@ -170,6 +176,32 @@ def _memory_plan(config: Config) -> JobPlan:
         limit = workers.gpu_memory_bytes if pool.gpus else pool.memory_bytes
         check_pool(pool_plan(request, gpus=pool.gpus), Limits(limit, pool.memory_bytes))
     return check_fits(request, limits_of(workers))
+
+
+def _write_texts(
+    config: Config, texts: Storage, teacher: ModelSource, rows: Storage, prepared: dict[str, Any]
+) -> tuple[Storage, dict[str, Any]]:
+    """Return the folder of rows that the teacher wrote, and prepare's manifest with their counts."""
+    from ray_jobs.corpus.template import ChatTemplate
+    from ray_jobs.distillation.texts import training_questions, write_texts
+    from serve.engines import open_engine
+
+    section, data, workers = config.distill.text, config.data, config.workers
+    source = teacher if section.model == "teacher" else ModelSource(section.model)
+    options = {"dtype": config.distill.dtype, "device": workers.device, "num_threads": max(1, int(workers.cpus))}
+    counts = write_texts(
+        section.model_dump(),
+        texts,
+        rows,
+        training_questions(rows, train_on_chunks=data.train_on_chunks, eval_share=data.eval_share),
+        template=ChatTemplate(resolve_model(config.teacher.model), system_prompt=data.system_prompt),
+        max_length=data.max_length,
+        make_engine=functools.partial(open_engine, **source._asdict(), **options),
+        workers=workers,
+        seed=config.run.seed,
+    )
+    say(f"distill: {counts['answers']} answers, {counts['failed']} of them cannot be trained on")
+    return texts, {**prepared, "counts": {**prepared["counts"], **counts}}
 
 
 def _start(config: Config, stage: Storage, teacher: ModelSource, rows: Storage) -> "Start":
@@ -234,28 +266,18 @@ def _student(config: Config, start: "Start") -> "Student":
 
 
 def _build(config: Config, source: ModelSource, student: "Student", device: str) -> tuple[Any, Any]:
+    from ray_jobs.distillation.choose_loss import choose_loss
     from ray_jobs.distillation.hidden_states import prepare_hidden
     from ray_jobs.distillation.targets import WorkerTeacher
+    from ray_jobs.distillation.texts import text_loss
 
-    model, teacher = student.load(device), _load_teacher(config, source, device)
+    model = student.load(device)
+    if config.distill.targets == "text":
+        return model, text_loss
+    teacher = _load_teacher(config, source, device)
     hidden, layers = prepare_hidden(model, teacher, config.distill.model_dump(), kept=student.start.layers, seed=config.run.seed)
-    return model, _loss(config, student, model, WorkerTeacher(teacher, layers=layers), hidden)
-
-
-def _loss(config: Config, student: "Student", model: Any, targets: "Targets", hidden: "HiddenLoss | None" = None) -> Any:
-    from ray_jobs.distillation.divergence import Divergence
-    from ray_jobs.distillation.loss import DistillLoss
-    from ray_jobs.distillation.retokenize import retokenizer_between
-    from ray_jobs.distillation.uld import UldLoss
-
-    section = config.distill
-    weights = {"kd_weight": section.kd_weight, "ce_weight": section.ce_weight}
-    if section.vocabulary == "uld":
-        between = retokenizer_between(config.teacher.model, student.tokenizer, max_length=model.config.max_position_embeddings)
-        return UldLoss(targets, between, kd_temperature=section.kd_temperature, **weights)
-    divergence = Divergence(section.divergence, beta=section.beta, skew=section.skew, temperature=section.kd_temperature)
-    options = {"hidden": hidden, "balanced": section.balance == "magnitude", "num_tokens": student.num_tokens}
-    return DistillLoss(targets, divergence=divergence, **options, **weights)
+    names = {"student": student, "teacher": config.teacher.model, "max_length": model.config.max_position_embeddings}
+    return model, choose_loss(config.distill.model_dump(), WorkerTeacher(teacher, layers=layers), hidden, **names)
 
 
 def _lineage(config: Config, folder: RunFolder, prepared: dict[str, Any]) -> "Lineage":
@@ -268,21 +290,6 @@ def _lineage(config: Config, folder: RunFolder, prepared: dict[str, Any]) -> "Li
         own_model=config.student.model,
         start=config.student.start,
         data=prepared["counts"],
-        distill=config.distill.model_dump(),
+        distill=config.distill.model_dump() | ({"kd_weight": 0, "hidden_weight": 0} if config.distill.targets == "text" else {}),
         versions={"raystill": __version__, **versions()},
     )
-
-
-def _merge(config: Config, student: "Student", stage: Storage) -> None:
-    from ray_jobs.distillation.tasks import merge_student
-
-    if not stage.exists("student"):
-        say("distill: merging the adapter into the student")
-        require("[workers] of the merge", config.workers.bundle)
-        task_results([start_task(merge_student, student, stage, config.workers, bundle=config.workers.bundle)], what="distill")
-
-
-def _words(config: Config) -> str:
-    student, method = config.student, config.distill.method
-    cut = f"{student.layers} layers of the teacher" + (" with random weights" if student.start == "random" else "")
-    return (student.model or cut) + ("" if method == "full" else f" by {method}")

@@ -54,7 +54,7 @@ class ChatTemplate:
         from transformers import AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._system_prompt = system_prompt
+        self.system_prompt = system_prompt
         added = self._tokenizer.added_tokens_decoder.items()
         self._special_ids = {*self._tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
 
@@ -74,7 +74,7 @@ class ChatTemplate:
         Raises:
             ModelError: the template does not keep the prompt when the answer is added.
         """
-        asked = chat_messages(question, self._system_prompt)
+        asked = chat_messages(question, self.system_prompt)
         prompt = self._render(asked, add_generation_prompt=True)
         whole = self._render([*asked, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(prompt):

@@ -43,6 +43,15 @@ class Student(NamedTuple):
         """What the workers leave in the stage's folder."""
         return STUDENT if self.method == "full" else ADAPTER
 
+    @property
+    def words(self) -> str:
+        """The student, for people."""
+        layers, start = self.start.layers, self.start
+        random = " with random weights" if start.random_seed is not None else ""
+        return (start.model if layers is None else f"{len(layers)} layers of the teacher{random}") + (
+            "" if self.method == "full" else f" by {self.method}"
+        )
+
     def check(self, settings: dict[str, Any], *, device: str) -> None:
         """Refuse a student that cannot be trained so.
 

@@ -55,7 +55,7 @@ def allowed(module):
     if room == "verb":
         return BELOW_VERBS
     if room == "ray_jobs.distillation":
-        return {"ray_jobs.training", "ray_jobs.core", "ray_jobs"}
+        return {"ray_jobs.training", "ray_jobs.corpus", "ray_jobs.judging", "ray_jobs.core", "ray_jobs"}
     if room == "ray_jobs.reporting":
         return {"ray_jobs.judging", "ray_jobs.core", "ray_jobs"}
     if room == "tune_spaces":
