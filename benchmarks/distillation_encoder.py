@@ -224,7 +224,7 @@ def _by_influence(teacher: Any, rows: Any, count: int) -> list[int]:
     from ray_jobs.training.batches import collate
 
     with torch.no_grad():
-        states = hidden_states(teacher, collate([rows[i] for i in range(8)]), every_layer=True)
+        states = hidden_states(teacher, collate([rows[i] for i in range(7)]), every_layer=True)
     influence = [float(1 - F.cosine_similarity(one, two, dim=-1).mean()) for one, two in itertools.pairwise(states)]
     print("block influence", [round(value, 4) for value in influence], flush=True)
     return sorted(sorted(range(len(influence)), key=lambda layer: -influence[layer])[:count])
@@ -253,11 +253,11 @@ def _speed(out: Path) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folders["teacher"])
     questions = [json.loads(line)["question"] for line in (COURSE / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
     found: dict[str, Any] = {"parameters": {name: _sizes(model) for name, model in models.items()}}
-    for batch_size, count in ((1, 32), (32, 96)):
+    for batch_size, count in ((1, 16), (32, 64)):
         parts = [questions[start : start + batch_size] for start in range(0, count, batch_size)]
         inputs = [tokenizer(part, padding=True, return_tensors="pt") for part in parts]
         rates: dict[str, list[float]] = {name: [] for name in models}
-        for _, (name, model) in itertools.product(range(12), models.items()):
+        for _, (name, model) in itertools.product(range(7), models.items()):
             rates[name].append(count / _seconds(model, inputs))
         ratios = [student / teacher for student, teacher in zip(rates["student"][2:], rates["teacher"][2:], strict=True)]
         found[f"batch_{batch_size}"] = {name: round(statistics.median(values[2:]), 1) for name, values in rates.items()}
