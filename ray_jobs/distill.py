@@ -26,7 +26,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
 
     Raises:
         ConfigError: as `check`.
-        ClusterError: no node can hold a worker.
+        ClusterError: no node can hold a worker, or workers and pool do not fit beside each other.
         TrainingFailed: workers were lost too often, or one passed its memory limit.
     """
     folder = RunFolder(config)
@@ -38,6 +38,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         say("distill: done already")
         return stage.manifest
     from ray_jobs.distillation.model_card import model_card
+    from ray_jobs.distillation.pool import job_pool
     from ray_jobs.distillation.summary import facts_of, headline
     from ray_jobs.training.fit_check import against_measured
     from ray_jobs.training.models import skeleton
@@ -51,8 +52,9 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             rows, prepared = _write_texts(config, stage.folder.sub("texts"), teacher, rows, prepared)
         student = _student(config, _start(config, stage.folder, teacher, rows))
         say(f"distill: the teacher into {student.words} on {prepared['counts']['train_rows']} rows with {optimizer}")
-        build = functools.partial(_build, config, teacher, student)
-        result = _train(config, student, build, stage.folder, rows, prepared["counts"], plan)
+        with job_pool(config.distill, config.workers, functools.partial(_load_teacher, config, teacher)) as pool:
+            build = functools.partial(_build, config, teacher, student, pool, prepared["counts"]["train_rows"])
+            result = _train(config, student, build, stage.folder, rows, prepared["counts"], plan)
     facts = facts_of(result, teacher_parameters=num_parameters(skeleton(resolve_model(config.teacher.model))))
     facts |= {
         "optimizer": optimizer,
@@ -114,6 +116,7 @@ def check(config: Config) -> JobPlan:
         ModelError: a model cannot be found, or is quantized already where it is to be cut or stored in fewer bits.
     """
     from ray_jobs.distillation.loss_checks import check_losses
+    from ray_jobs.distillation.sources import check_cache
     from ray_jobs.distillation.teacher import check_teacher
     from ray_jobs.distillation.uld import check_uld
     from ray_jobs.training.architecture import find_architecture
@@ -124,6 +127,7 @@ def check(config: Config) -> JobPlan:
     if config.distill.vocabulary == "uld":
         check_uld(config.distill.model_dump(), has_model=config.student.model is not None)
     section, lora = config.distill, config.distill.lora
+    check_cache(section.cache.folder, section.cache.keep, kd_temperature=section.kd_temperature)
     workers, storage = config.workers, section.quantization.type
     refuse_pairing(Pairing(workers.strategy, workers.zero_stage, section.optimizer, section.method, storage, lora.dora))
     for name in filter(None, (config.teacher.model, config.student.model)):
@@ -150,11 +154,9 @@ def _student_settings(config: Config) -> dict[str, Any]:
     from ray_jobs.training.architecture import find_architecture
 
     named = config.student.model
-    return (
-        find_architecture(named).settings
-        if named
-        else student_settings(find_architecture(config.teacher.model).config, config.student.layers)
-    )
+    if named:
+        return find_architecture(named).settings
+    return student_settings(find_architecture(config.teacher.model).config, config.student.layers)
 
 
 def _memory_plan(config: Config) -> JobPlan:
@@ -242,9 +244,9 @@ def _load_teacher(config: Config, source: ModelSource, device: str) -> Any:
     from ray_jobs.distillation.teacher import load_teacher
     from ray_jobs.training.models import Quantization, choose_dtype
 
-    kind = config.distill.teacher_quantization
-    stored = None if kind == "none" else Quantization(kind, config.finetune.quantization.double_quantization)
-    return load_teacher(*source, dtype=choose_dtype(config.distill.dtype, device), quantization=stored, device=device)
+    kind, double = config.distill.teacher_quantization, config.finetune.quantization.double_quantization
+    stored = None if kind == "none" else Quantization(kind, double)
+    return load_teacher(*source, dtype=choose_dtype(config.distill.teacher_dtype, device), quantization=stored, device=device)
 
 
 def _student(config: Config, start: "Start") -> "Student":
@@ -265,19 +267,22 @@ def _student(config: Config, start: "Start") -> "Student":
     )
 
 
-def _build(config: Config, source: ModelSource, student: "Student", device: str) -> tuple[Any, Any]:
+def _build(config: Config, source: ModelSource, student: "Student", pool: Any, num_rows: int, device: str) -> tuple[Any, Any]:
     from ray_jobs.distillation.choose_loss import choose_loss
     from ray_jobs.distillation.hidden_states import prepare_hidden
-    from ray_jobs.distillation.targets import WorkerTeacher
+    from ray_jobs.distillation.sources import Cache, Teacher, make_targets
     from ray_jobs.distillation.texts import text_loss
+    from ray_jobs.training.models import skeleton
 
-    model = student.load(device)
-    if config.distill.targets == "text":
+    section, model, shape = config.distill, student.load(device), skeleton(resolve_model(source.model))
+    if section.targets == "text":
         return model, text_loss
-    teacher = _load_teacher(config, source, device)
-    hidden, layers = prepare_hidden(model, teacher, config.distill.model_dump(), kept=student.start.layers, seed=config.run.seed)
+    hidden, layers = prepare_hidden(model, shape, section.model_dump(), kept=student.start.layers, seed=config.run.seed)
+    teacher = Teacher(*source, section.teacher_quantization, section.teacher_dtype, functools.partial(_load_teacher, config, source))
+    sizes = {"ahead": section.pool.ahead, "num_rows": num_rows, "num_tokens": student.num_tokens}
+    targets = make_targets(teacher, device=device, pool=pool, cache=Cache.of(section.cache), layers=layers, **sizes)
     names = {"student": student, "teacher": config.teacher.model, "max_length": model.config.max_position_embeddings}
-    return model, choose_loss(config.distill.model_dump(), WorkerTeacher(teacher, layers=layers), hidden, **names)
+    return model, choose_loss(section.model_dump(), targets, hidden, **names)
 
 
 def _lineage(config: Config, folder: RunFolder, prepared: dict[str, Any]) -> "Lineage":

@@ -1,6 +1,6 @@
 """What fits the nodes a cluster has, and those its autoscaler can start: plain functions over resources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ def times_fitting(bundle: Resources, node: Resources) -> int:
     return min((int(node.get(key, 0) / amount + 1e-9) for key, amount in wanted.items()), default=10**6)
 
 
-def groups_fitting(group: list[Resources], nodes: list[Resources], *, at_most: int) -> int:
+def groups_fitting(group: Sequence[Resources], nodes: Sequence[Resources], *, at_most: int) -> int:
     """Return how many such groups of bundles the nodes hold together when idle; a bundle is on one node."""
     left = [dict(node) for node in nodes]
     for number in range(at_most):

@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ray_jobs.core.autoscaling import NodeTypes, most_fitting, node_types, times_fitting
+from ray_jobs.core.autoscaling import NodeTypes, groups_fitting, most_fitting, node_types, times_fitting
 from ray_jobs.core.errors import ClusterError, JobError
 from ray_jobs.core.interrupts import terminate_as_interrupt
 from ray_jobs.core.progress import Bar, OnProgress, say
@@ -119,6 +119,29 @@ def require(what: str, bundle: dict[str, float], count: int = 1) -> None:
         f"{what} needs {count} x ({_words(bundle)}), but this cluster can hold {possible} at most ({'; '.join(offers)}): "
         f"lower [workers] num_workers, cpus, gpus or memory, or add nodes{memory_hints(bundle, list(node_resources()))}"
     )
+
+
+def require_together(asks: Sequence[tuple[str, dict[str, float], int]]) -> None:
+    """Refuse bundles of several kinds that work at the same time, and that this cluster can never hold at the same time.
+
+    Args:
+        asks: who asks, the bundle and how many, as `require` takes them.
+
+    Raises:
+        ClusterError: as `require`; or one fits, and another beside it does not.
+    """
+    for what, bundle, count in asks:
+        require(what, bundle, count)
+    group = sorted((bundle for _, bundle, count in asks for _ in range(count)), key=lambda bundle: -bundle.get("CPU", 0))
+    if _started_here.is_set() or not node_types().kinds:
+        if groups_fitting(group, node_resources(), at_most=1):
+            return
+        wanted = " and ".join(f"{what} {count} x ({_words(bundle)})" for what, bundle, count in asks)
+        offers = "; ".join(f"node {i + 1}: {_words(node)}" for i, node in enumerate(node_resources()))
+        raise ClusterError(
+            f"{wanted} are needed at the same time, and this cluster cannot hold them beside each other ({offers}): "
+            "lower one of them, or add nodes"
+        )
 
 
 def _await_nodes(what: str, bundle: dict[str, float], count: int) -> None:

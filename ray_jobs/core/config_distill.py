@@ -178,6 +178,13 @@ class DistillSection(OptimSection):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
 
+    @property
+    def teacher_dtype(self) -> str:
+        """Type of the teacher's products; with `dtype = "auto"` one for all actors of a pool, whose nodes may differ."""
+        if self.targets != "pool" or self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if self.pool.gpus else "float32"
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, data: Any) -> Any:

@@ -22,7 +22,14 @@ from ray_jobs.core.storage import Storage
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "gensim", "openvino", "onnxruntime", "pyarrow")
 FOLDERS = {"answer": "answers"}
-NOT_DECIDING = {"finetune.merge", "finetune.tokens_per_s", "distill.tokens_per_s"}
+NOT_DECIDING = {
+    "finetune.merge",
+    "finetune.tokens_per_s",
+    "distill.tokens_per_s",
+    *(f"distill.pool.{name}" for name in ("num_actors", "cpus", "gpus", "memory", "ahead")),
+    "distill.cache.folder",
+    "distill.cache.budget",
+}
 """Fields that change nothing of what their stage makes: a finished stage is not made with other settings for them."""
 MODEL_STAGES = {"base": [], "teacher": ["finetune"], "student": ["distill"]}
 """The stages that make each of a run's models."""

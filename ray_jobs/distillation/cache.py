@@ -162,7 +162,7 @@ class CachedTargets:
     def facts(self) -> dict[str, float]:
         """Return the size of what is kept of this teacher, by all runs, and of each token in it."""
         self._store.flush()
-        return {"cached_bytes": self._store.num_bytes, "bytes_per_token": self._kept.bytes_per_position}
+        return {**self._inner.facts(), "cached_bytes": self._store.num_bytes, "bytes_per_token": self._kept.bytes_per_position}
 
     def _row(self, key: str) -> bytes | None:
         began = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ray_jobs.distillation.target_words import targets_in_words, told
+
 
 def facts_of(result: dict[str, Any], *, teacher_parameters: int) -> dict[str, Any]:
     """Return what the manifest says of a training run.
@@ -29,6 +31,7 @@ def facts_of(result: dict[str, Any], *, teacher_parameters: int) -> dict[str, An
         "peak_bytes": result["peak_bytes"],
         "gpu_peak_bytes": result["gpu_peak_bytes"],
         "memory": result["memory"],
+        "teacher_targets": told(result["loss_counts"], result["loss_facts"]),
     }
 
 
@@ -48,5 +51,5 @@ def headline(facts: dict[str, Any]) -> list[str]:
     return [
         f"distill: {', '.join(shown)}, {size['student'] / 1e6:.1f} M of {size['teacher'] / 1e6:.1f} M parameters ({share:.0%}), "
         f"{facts['counts']['steps']} steps, {rate:.0f} tokens/s, peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker",
-        *filter(None, [facts["memory_plan"].get("line")]),
+        *filter(None, [targets_in_words(facts["teacher_targets"]), facts["memory_plan"].get("line")]),
     ]

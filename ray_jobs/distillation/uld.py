@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.retokenize import Retokenizer
+from ray_jobs.distillation.target_hooks import AsksTargets
 from ray_jobs.distillation.targets import HiddenTarget, Targets
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.losses import LossSums, causal_lm, head_cross_entropy, valid_hidden
@@ -45,7 +46,7 @@ def check_uld(section: dict[str, Any], *, has_model: bool) -> None:
         )
 
 
-class UldLoss:
+class UldLoss(AsksTargets):
     """kd_weight * the sum of |sorted q - sorted p| at aligned positions + ce_weight * cross-entropy on the student's labels.
 
     Terms are `uld` and `ce`; an evaluation takes `uld` at temperature 1. As the loop divides by the teacher's valid

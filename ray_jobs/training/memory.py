@@ -32,7 +32,13 @@ _LESS = "lower micro_batch_size or data.max_length, set gradient_checkpointing, 
 
 @contextlib.contextmanager
 def memory_limit(
-    limit_bytes: int, *, rank: int = 0, gpu_limit_bytes: int = 0, plan: JobPlan | None = None, on_breach: OnBreach | None = None
+    limit_bytes: int,
+    *,
+    rank: int = 0,
+    gpu_limit_bytes: int = 0,
+    plan: JobPlan | None = None,
+    on_breach: OnBreach | None = None,
+    section: str = "[workers]",
 ) -> Iterator[None]:
     """Hold this process to its limits for as long as the block lasts.
 
@@ -43,11 +49,12 @@ def memory_limit(
         plan: what was predicted, for the message.
         on_breach: given the error when the process passes its limit together with its children and shared memory, which no
             allocation notices; called from a thread, so it ends the process or asks it to end. None: not watched.
+        section: of the config that sets the limit, for the message.
 
     Raises:
         MemoryLimitExceeded: an allocation in the block went past a limit, or past the memory of a GPU.
     """
-    with _watch(limit_bytes, rank, plan, on_breach):  # first: below a limit that is too low even a thread cannot start
+    with _watch(limit_bytes, rank, plan, on_breach, section):  # first: below a limit that is too low even a thread cannot start
         before, hard = resource.getrlimit(resource.RLIMIT_DATA)
         now = psutil.Process().memory_info()
         unused = max(0, now.data - now.rss)  # thread stacks and the like: reserved, and counted, but never touched
@@ -59,7 +66,7 @@ def memory_limit(
                 raise
             if _is_about_gpu(error):
                 raise MemoryLimitExceeded(_gpu_breach(rank, gpu_limit_bytes, str(error).splitlines()[0], plan)) from error
-            raise MemoryLimitExceeded(_host_breach(rank, limit_bytes, peak_bytes(), plan)) from error
+            raise MemoryLimitExceeded(_host_breach(rank, limit_bytes, peak_bytes(), plan, section=section)) from error
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
@@ -78,21 +85,24 @@ def hold_gpu(device: str, limit_bytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
 
 
-def _watch(limit_bytes: int, rank: int, plan: JobPlan | None, on_breach: OnBreach | None) -> contextlib.AbstractContextManager[object]:
+def _watch(
+    limit_bytes: int, rank: int, plan: JobPlan | None, on_breach: OnBreach | None, section: str
+) -> contextlib.AbstractContextManager[object]:
     if on_breach is None:
         return contextlib.nullcontext()
     tell = on_breach
 
     def breached(held: int) -> None:
-        tell(MemoryLimitExceeded(_host_breach(rank, limit_bytes, held, plan, with_others="with its child processes and shared memory ")))
+        others = "with its child processes and shared memory "
+        tell(MemoryLimitExceeded(_host_breach(rank, limit_bytes, held, plan, section=section, with_others=others)))
 
     return MemoryWatch(limit_bytes, on_breach=breached)
 
 
-def _host_breach(rank: int, limit_bytes: int, peak: int, plan: JobPlan | None, *, with_others: str = "") -> str:
+def _host_breach(rank: int, limit_bytes: int, peak: int, plan: JobPlan | None, *, section: str, with_others: str = "") -> str:
     return (
         f"worker {rank} {with_others}needs more than its {both_units(limit_bytes)} of memory (peak {both_units(peak)}){_planned(plan)}: "
-        f"raise [workers] memory, or {plan.smallest_change if plan else _LESS}"
+        f"raise {section} memory, or {plan.smallest_change if plan else _LESS}"
     )
 
 
