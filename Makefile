@@ -14,8 +14,10 @@ install: $(VENV)/.installed  ## the environment, from the lock
 
 dev: $(VENV)/.dev  ## the same with test tools
 
-test: dev  ## the whole suite, in two processes: the tests on a cluster in one, the others beside them
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+test: dev  ## the whole suite, the tests on a cluster beside the others
+	@mkdir -p build; $(BIN)/python -m pytest tests/gpu tests/local tests/unit > build/others.log 2>&1 & others=$$!; \
+	$(BIN)/python -m pytest tests/cluster; cluster=$$?; \
+	wait $$others; others=$$?; cat build/others.log; exit $$(( cluster || others ))
 
 check: dev  ## style, types, docs
 	$(BIN)/ruff check .

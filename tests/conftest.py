@@ -19,12 +19,6 @@ import pytest
 CPUS = 4  # more than CI's two cores: what is tested is scheduling, not speed
 
 
-def pytest_collection_modifyitems(items):
-    """With `--dist loadgroup` all tests on a cluster share one process, and so one cluster; the others go file by file."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if item.get_closest_marker("cluster") else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster():
     """The session's real cluster, exported as RAY_ADDRESS so that jobs in other processes join it."""

@@ -15,6 +15,7 @@ from ray_jobs.core.progress import say
 from ray_jobs.core.storage import Storage
 
 TENSORBOARD_FOLDER = "tensorboard"
+FLUSH_EVERY_S = 5.0
 UPLOAD_EVERY_S = 30.0
 _NO_FIGURES = {"step", "wall_time"}
 
@@ -126,23 +127,31 @@ class TensorBoard:
     """Event files in the stage's folder `tensorboard/`.
 
     Each attempt writes them anew from the first line on, which its checkpoint brought along: so a resumed run has each step
-    once. On remote storage they are written here and uploaded every half minute.
+    once. On remote storage they are written here and uploaded every half minute. They are written in the calling thread:
+    a SummaryWriter's own thread dies of a full disk, and its queue then blocks the training for ever.
     """
 
     def __init__(self, storage: Storage, *, title: str, settings: Mapping[str, Any]):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
         self._storage = storage
         storage.delete(TENSORBOARD_FOLDER)
         self._temporary = None if storage.is_local else tempfile.TemporaryDirectory()
         self._folder = Path(self._temporary.name if self._temporary else f"{storage.root}/{TENSORBOARD_FOLDER}")
-        self._writer = SummaryWriter(str(self._folder), flush_secs=5)
-        self._uploaded = time.monotonic()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(self._folder / "events"))
+        self._flushed = self._uploaded = time.monotonic()
 
     def log(self, figures: Mapping[str, float], *, step: int, wall_time: float) -> None:
         """Append the figures."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step, walltime=wall_time)
+            self._writer.write_event(Event(summary=scalar(name, value), step=step, wall_time=wall_time))
+        if time.monotonic() - self._flushed >= FLUSH_EVERY_S:
+            self._flushed = time.monotonic()
+            self._writer.flush()
         if self._temporary and time.monotonic() - self._uploaded >= UPLOAD_EVERY_S:
             self._writer.flush()
             self._upload()

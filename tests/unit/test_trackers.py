@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -162,3 +164,19 @@ def test_wandb_takes_a_run_offline(tmp_path, monkeypatch):
     with open_trackers(["wandb"], storage=storage, title="run/finetune", settings={}) as trackers:
         trackers([line(1), line(2)])
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_full_disk_costs_the_picture_and_not_the_run(tmp_path):
+    program = f"""
+import resource
+from ray_jobs.core.storage import Storage
+from ray_jobs.training.trackers import open_trackers
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+lines = []
+with open_trackers(["tensorboard"], storage=Storage({str(tmp_path)!r}), title="run", settings={{}}) as trackers:
+    for step in range(1000):
+        lines.append({{"step": step, "loss": 1.0, "wall_time": 0.0}})
+        trackers(lines)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stderr.count("tracker tensorboard failed and gets no more lines (OSError") == 1
