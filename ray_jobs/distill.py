@@ -282,7 +282,7 @@ def _build(config: Config, source: ModelSource, student: "Student", pool: Any, n
     sizes = {"ahead": section.pool.ahead, "num_rows": num_rows, "num_tokens": student.num_tokens}
     targets = make_targets(teacher, device=device, pool=pool, cache=Cache.of(section.cache), layers=layers, **sizes)
     names = {"student": student, "teacher": config.teacher.model, "max_length": model.config.max_position_embeddings}
-    return model, choose_loss(section.model_dump(), targets, hidden, **names)
+    return model, choose_loss(section.model_dump(), targets, hidden, row_tokens=config.data.max_length, **names)
 
 
 def _lineage(config: Config, folder: RunFolder, prepared: dict[str, Any]) -> "Lineage":

@@ -111,7 +111,7 @@ class OnPolicySection(Section):
     """[distill.on_policy] the student writes, the teacher scores (GKD: Agarwal et al. 2023, arXiv:2306.13649)."""
 
     share: Share = 0.0
-    """Share of the micro-batches whose answers the student writes itself."""
+    """Share of the steps whose answers the student writes itself, evenly spread."""
     max_new_tokens: Positive = 128
     """Longest answer."""
     sampling_temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -99,6 +99,7 @@ class CachedTargets:
         self._asked: set[str] = set()
         self._own_wait_s = 0.0
         self._computed = self._read = self._in_a_row = 0
+        self._stays = False
 
     @property
     def ahead(self) -> int:
@@ -113,6 +114,11 @@ class CachedTargets:
     def head(self) -> Tensor:
         """Return the teacher's output embedding."""
         return self._inner.head()
+
+    def unkept(self) -> Targets:
+        """Return the teacher itself, for rows that never come again; it is then no longer released between them."""
+        self._stays = True
+        return self._inner
 
     def announce(self, batches: list[Batch]) -> None:
         """Start to read the rows that are kept, and pass on the others."""
@@ -187,7 +193,7 @@ class CachedTargets:
         self._computed += num_computed
         never = not self._computed
         self._in_a_row = 0 if num_computed else self._in_a_row + num_read
-        if self._in_a_row and (never or self._in_a_row >= self._epoch_rows):
+        if not self._stays and self._in_a_row and (never or self._in_a_row >= self._epoch_rows):
             self._inner.release()
 
 

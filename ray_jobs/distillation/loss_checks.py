@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.layers import pair_layers
+from ray_jobs.distillation.on_policy import check_on_policy
 
 if TYPE_CHECKING:
     from ray_jobs.distillation.start import Start
@@ -26,7 +27,8 @@ def check_losses(
     keeps = section["cache"]["keep"] if section["cache"]["folder"] else None
     if section["vocabulary"] == "uld":
         check_uld(section, has_model=start.layers is None, cache_keeps=keeps)
-    check_one_teacher(on_policy_share=section["on_policy"]["share"], teachers=list(section["teachers"]))
+    check_one_teacher(teachers=list(section["teachers"]))
+    check_on_policy(section, cuts_parameters=cuts_parameters)
     if section["hidden_weight"]:
         numbers = {"num_student_layers": student["num_hidden_layers"], "num_teacher_layers": teacher["num_hidden_layers"]}
         pair_layers(section["hidden_layers"], kept=start.layers, **numbers)
@@ -93,16 +95,11 @@ def check_hidden_loss(*, layers: str, targets: str, cache_keeps: str | None, wid
         )
 
 
-def check_one_teacher(*, on_policy_share: float, teachers: list[str]) -> None:
+def check_one_teacher(*, teachers: list[str]) -> None:
     """Refuse what the training of language models does not do: rather an end than a run without it.
 
     Raises:
-        ConfigError: answers of the student's own, or further teachers, are asked for.
+        ConfigError: further teachers are asked for.
     """
-    if on_policy_share:
-        raise ConfigError(
-            f"distill.on_policy.share = {on_policy_share:g}: the student does not write its own answers yet, all batches are of the "
-            "training text: set it to 0"
-        )
     if teachers:
         raise ConfigError(f"[distill.teachers.{teachers[0]}]: one teacher alone is asked so far: leave out [distill.teachers]")

@@ -91,7 +91,9 @@ def _training(distill: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     trained = (
         f"{_STORED[distill['method']]}; {counts['steps']} steps over {counts['tokens']} tokens; learning rate {distill['learning_rate']:g}"
     )
-    return ["\n".join(["| loss | weight |", "|---|---|", *losses]), f"Trained: {trained}."]
+    share = distill["on_policy"]["share"]
+    own = [f"In {share:.0%} of the steps the answers were the student's own, without cross-entropy."] if share else []
+    return ["\n".join(["| loss | weight |", "|---|---|", *losses]), f"Trained: {trained}.", *own]
 
 
 def _retained(facts: dict[str, Any]) -> list[str]:

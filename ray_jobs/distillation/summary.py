@@ -12,6 +12,8 @@ def facts_of(result: dict[str, Any], *, teacher_parameters: int) -> dict[str, An
         result: as `fit` returns it.
         teacher_parameters: of the model that taught.
     """
+    counts = dict(result["loss_counts"])
+    own = {name: counts.pop(name) for name in ("on_policy_tokens", "generate_s") if name in counts}
     before, after = ((result[key] or {}).get("terms", {}) for key in ("eval_before", "eval_after"))
     return {
         "counts": {"steps": result["steps"], "tokens": result["tokens"]},
@@ -31,7 +33,8 @@ def facts_of(result: dict[str, Any], *, teacher_parameters: int) -> dict[str, An
         "peak_bytes": result["peak_bytes"],
         "gpu_peak_bytes": result["gpu_peak_bytes"],
         "memory": result["memory"],
-        "teacher_targets": told(result["loss_counts"], result["loss_facts"]),
+        "teacher_targets": told(counts, result["loss_facts"]),
+        **({"on_policy": {"tokens": own["on_policy_tokens"], "generate_s": own["generate_s"]}} if own else {}),
     }
 
 

@@ -19,7 +19,7 @@ from ray_jobs.training.metrics import Tally
 from ray_jobs.training.optimizers import build_optimizer
 from ray_jobs.training.ranks import gather, rank, sum_over_ranks, world_size
 from ray_jobs.training.recipe import Recipe
-from ray_jobs.training.strategies.base import LossModule, Strategy
+from ray_jobs.training.strategies.base import LossModule, Strategy, autocast
 from ray_jobs.training.timing import Clock
 
 
@@ -34,7 +34,7 @@ class Worker:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, recipe: Recipe, strategy: Strategy, dtype: torch.dtype, resume_from: Path | None):
-        self._model, self._recipe, self._strategy = model, recipe, strategy
+        self._model, self._recipe, self._strategy, self._dtype = model, recipe, strategy, dtype
         self._device = next(model.parameters()).device
         self.clock, self.hooks = Clock(self._device), LossHooks(loss)
         self.progress = Progress()
@@ -62,7 +62,9 @@ class Worker:
         recipe, self._num_rows = self._recipe, len(rows)
         sizes = {"global_batch_size": recipe.global_batch_size, "micro_batch_size": recipe.micro_batch_size}
         place = {"seed": recipe.seed, "rank": rank(), "world_size": world_size()}
-        return self.hooks.announced(step_batches(rows, step=step, **sizes, **place) for step in range(self.progress.step, num_steps))
+        first = self.progress.step
+        steps = (step_batches(rows, step=step, **sizes, **place) for step in range(first, num_steps))
+        return self.hooks.announced(steps, first_step=first)
 
     def step(self, upcoming: Iterator[list[Batch]], step: int, *, learning_rate: float) -> dict[str, Any]:
         """Do one optimizer step, and return its figures over all workers.
@@ -78,6 +80,8 @@ class Worker:
         self._seed(step)
         with self.clock("data"):
             batches = next(upcoming)
+        with autocast(self._device, self._dtype):
+            batches = self.hooks.draw(self._model, batches, step=step, seed=recipe.seed)
         tally = self._backward(batches)
         figures = tally.over_ranks(self._device)
         if not math.isfinite(figures["loss"]):

@@ -4,6 +4,7 @@ import copy
 import os
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,10 +18,12 @@ from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.hidden_states import HiddenLoss, add_projection
 from ray_jobs.distillation.loss import DistillLoss
+from ray_jobs.distillation.on_policy import OnPolicyLoss
+from ray_jobs.distillation.own_answers import Writing
 from ray_jobs.distillation.student import build_student
 from ray_jobs.distillation.targets import WorkerTeacher
 from ray_jobs.training.adapters import add_lora
-from ray_jobs.training.batches import PackedRows
+from ray_jobs.training.batches import IGNORE, PackedRows
 from ray_jobs.training.checkpoint import Checkpoint, TensorFiles
 from ray_jobs.training.loop import train
 from ray_jobs.training.losses import cross_entropy_loss
@@ -48,6 +51,7 @@ CASES = (
     [("full", strategy, {}, None) for strategy in FULL]
     + [(kind, strategy, {}, None) for kind in ("nf4", "distill") for strategy in (FSDP, ZERO[2])]
     + [("hidden", DDP, {}, None)]
+    + [("own answers", strategy, {}, None) for strategy in (DDP, ZERO[1])]
     + [("lora", ZERO[1], {"gradient_checkpointing": True}, None)]
     + [("full", strategy, {"dtype": "float16"}, None) for strategy in (FSDP, ZERO[2])]
     + [(kind, strategy, {}, None) for kind in ("lora" + POSTPONED, "full" + POSTPONED) for strategy in (FSDP, ZERO[2])]
@@ -74,11 +78,22 @@ def parts_of(kind, folder):
     if kind == "distill":
         loss = DistillLoss(WorkerTeacher(model), divergence=Divergence(temperature=2.0), kd_weight=0.9, ce_weight=0.1)
         return build_student(model, [0, 3]), loss
+    if kind == "own answers":
+        writing = Writing(4, 1.0, 24)
+        return build_student(model, [0, 3]), OnPolicyLoss(WorkerTeacher(model), share=1.0, writing=writing, divergence=Divergence("jsd"))
     if kind == "hidden":  # every term at once, through a projection
         return hidden_parts(model)
     if kind != "full":
         model = add_lora(model, rank=4, alpha=8, dropout=0.0, targets="all-linear")
     return model, cross_entropy_loss
+
+
+class PromptedRows(PackedRows):
+    """Rows whose examples have three tokens of prompt."""
+
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return row._replace(labels=np.where(row.position_ids < 3, IGNORE, row.labels))
 
 
 def hidden_parts(teacher):
@@ -94,6 +109,7 @@ def hidden_parts(teacher):
 
 def run(kind, folder, rows, *, strategy, checkpoints, resume_from=None, **changes):
     model, loss = parts_of(kind, folder)
+    open_rows = PromptedRows if kind == "own answers" else PackedRows
     recipe = Recipe(
         **{"max_steps": STEPS, "learning_rate": 1e-2, "global_batch_size": 3, "micro_batch_size": 1, "max_grad_norm": MAX_NORM}
         | {"dtype": "float32", "checkpoint_every_steps": 2}
@@ -111,8 +127,8 @@ def run(kind, folder, rows, *, strategy, checkpoints, resume_from=None, **change
     progress = train(
         model,
         loss,
-        PackedRows(rows / "train"),
-        eval_rows=PackedRows(rows / "eval"),
+        open_rows(rows / "train"),
+        eval_rows=open_rows(rows / "eval"),
         recipe=recipe,
         strategy=choose_strategy(**strategy),
         resume_from=resume_from,
