@@ -212,7 +212,9 @@ def test_two_workers_run_like_one(folder, alone, case):
         torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-3, atol=2e-2 if "dtype" in changes else 2e-3)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case[2] and case[0] != "hidden"], ids=lambda case: label(*case))
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case[2] and case[0] not in ("hidden", "own answers")], ids=lambda case: label(*case)
+)
 def test_gradients_are_clipped_to_the_norm_over_all_workers(folder, case):
     result = torch.load(folder / f"{label(*case)}.pt")
     assert min(result["norms"]) > MAX_NORM
