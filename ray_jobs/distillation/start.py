@@ -69,7 +69,7 @@ def start_folder(start: Start, *, dtype: torch.dtype) -> Iterator[Path]:
         if start.adapter is not None:
             adapter, merged = Path(temporary) / "adapter", Path(temporary) / "merged"
             cut_adapter(local_folder(start.adapter), start.layers, adapter, layer_name=_layer_name(folder))
-            load_merged(cut, adapter, dtype=dtype).save_pretrained(merged)
+            _write(load_merged(cut, adapter, dtype=dtype), merged)
             cut = merged
         yield cut
 
@@ -88,6 +88,18 @@ def cut_model(folder: Path, layers: tuple[int, ...], target: Path) -> None:
     if (folder / GENERATION_CONFIG_NAME).exists():
         shutil.copy(folder / GENERATION_CONFIG_NAME, target)
     _cut_tensors(folder, layers, target / SAFE_WEIGHTS_NAME, layer_name=_layer_name(folder))
+
+
+def _write(model: PreTrainedModel, target: Path) -> None:
+    """Write a plain model folder, on whichever worker: `save_pretrained` of transformers 5 writes on worker 0 alone."""
+    target.mkdir()
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
+    first_names: dict[int, str] = {}  # tied tensors are written once, under their first name
+    kept = {
+        name: tensor.contiguous() for name, tensor in model.state_dict().items() if first_names.setdefault(tensor.data_ptr(), name) == name
+    }
+    save_file(kept, target / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def cut_adapter(folder: Path, layers: tuple[int, ...], target: Path, *, layer_name: re.Pattern[str]) -> None:

@@ -4,7 +4,9 @@ import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 from packed_rows import write_rows
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from ray_jobs.core.errors import ConfigError
@@ -44,6 +46,17 @@ def test_what_is_cut_from_files_is_what_is_cut_from_the_teacher_in_memory(tiny_m
         cut = load_start(Start(str(tiny_model), (0, 2, 3), source), dtype=torch.float32)
         torch.testing.assert_close(logits(cut), logits(build_student(teacher, [0, 2, 3]).eval()))
         assert cut.generation_config.to_diff_dict() == teacher.generation_config.to_diff_dict()
+
+
+def test_a_worker_that_is_not_the_first_starts_alike(tiny_model, adapter):
+    start = Start(str(tiny_model), (0, 3), adapter)
+    first = load_start(start, dtype=torch.float32)
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        second = load_start(start, dtype=torch.float32)
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(logits(first), logits(second))
 
 
 def test_families_with_names_of_their_own_are_cut_from_files_too(tmp_path):
