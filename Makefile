@@ -14,8 +14,9 @@ install: $(VENV)/.installed  ## the environment, from the lock
 
 dev: $(VENV)/.dev  ## the same with test tools
 
+# Ray runs its workers at niceness 15: beside other tests at 0 they would starve.
 test: dev  ## the whole suite, the tests on a cluster beside the others
-	@mkdir -p build; $(BIN)/python -m pytest tests/gpu tests/local tests/unit > build/others.log 2>&1 & others=$$!; \
+	@mkdir -p build; nice -n 15 $(BIN)/python -m pytest tests/gpu tests/local tests/unit > build/others.log 2>&1 & others=$$!; \
 	$(BIN)/python -m pytest tests/cluster; cluster=$$?; \
 	wait $$others; others=$$?; cat build/others.log; exit $$(( cluster || others ))
 

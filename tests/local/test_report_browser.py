@@ -62,6 +62,12 @@ def _expect_count(page, count):
     page.locator("#count", has_text=re.compile(rf"^{count} of ")).wait_for()
 
 
+def _open(entry):
+    """Open a question; what is in it is written when the browser says that it is open."""
+    entry.locator("summary").click()
+    entry.get_by_text("Sample answer").first.wait_for()
+
+
 def _contrast(ink, paper):
     """WCAG 2.2 contrast ratio of two CSS rgb() colours."""
     lights = []
@@ -75,7 +81,7 @@ def _contrast(ink, paper):
 def test_a_question_opens_on_both_answers_and_the_explanations(hundred, open_report):
     page = open_report(hundred)
     first = page.locator(".entry").first
-    first.locator("summary").click()
+    _open(first)
     text = first.inner_text()
     for words in (
         "Sample answer",
@@ -92,7 +98,7 @@ def test_a_question_opens_on_both_answers_and_the_explanations(hundred, open_rep
 def test_what_models_wrote_stays_text(hundred, open_report):
     page = open_report(hundred)
     entry = page.locator(".entry").nth(2)
-    entry.locator("summary").click()
+    _open(entry)
     assert "<script>window.hacked = 1</script><img src=x" in entry.inner_text()
     assert "U+202E" in entry.inner_text() and "\u202e" not in entry.inner_text()
     assert page.evaluate("window.hacked") is None

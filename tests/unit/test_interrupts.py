@@ -14,7 +14,7 @@ HEAD = "import signal, sys, time; from ray_jobs.core.interrupts import interrupt
 
 def ended(program: str, number: signal.Signals) -> tuple[int, str]:
     """How a process ends (negative: by that signal) and what it said when `number` reaches it while it waits."""
-    command = [sys.executable, "-c", f"{HEAD}\n{program}"]
+    command = [sys.executable, "-c", f"{HEAD}\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
@@ -24,6 +24,11 @@ def ended(program: str, number: signal.Signals) -> tuple[int, str]:
 
 def test_sigterm_interrupts():
     assert ended(f"terminate_as_interrupt(); {WAIT}", signal.SIGTERM) == (-signal.SIGINT, "")
+
+
+def test_sigterm_interrupts_what_ignores_sigint_as_scripts_start_it_with_an_ampersand():
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    assert ended(f"{ignored}; terminate_as_interrupt(); {WAIT}", signal.SIGTERM) == (-signal.SIGINT, "")
 
 
 def test_who_handles_interrupts_handles_sigterm_too():

@@ -90,14 +90,14 @@ def test_rows_are_verdicts_with_ids_of_their_content():
 
 
 def similarity(model, number, cosine):
-    return {"model": model, "question_id": f"q{number}", "cosine": cosine}
+    return {"model": model, "question_id": f"q{number}", "cosine": cosine, "num_tokens": 40}
 
 
 def test_the_comparison_counts_every_question_once():
     rows = verdicts("a", "a") + verdicts("b", "a", number=1) + verdicts("b", "b", number=2)
     scores = [similarity("base", n, x) for n, x in enumerate((0.9, 0.9, None))]
     scores += [similarity("teacher", n, x) for n, x in enumerate((0.8, 0.9, 0.7))]
-    [entry] = compare_models([("base", "teacher")], ["coverage"], rows, scores, tie_band=0.01, seed=0)
+    [entry] = compare_models([("base", "teacher")], ["coverage"], rows, scores, tie_bands={"cosine": 0.01}, seed=0)
     by_coverage, by_similarity = entry["win_rates"]["coverage"], entry["win_rates"]["similarity"]
     assert [by_coverage[key] for key in ("wins_a", "wins_b", "ties", "unscored", "inconsistent")] == [1, 1, 1, 0, 1]
     assert [by_similarity[key] for key in ("wins_a", "wins_b", "ties", "unscored")] == [1, 0, 1, 1]
