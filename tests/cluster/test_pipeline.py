@@ -68,14 +68,15 @@ def kill_in_stage(toml: Path, run: Path, stage: str, delay_s: float) -> bool:
 def results(run: Path) -> dict:
     """What must not depend on being killed: everything but times and ids of attempts."""
     import pyarrow.parquet as pq
-    from safetensors.numpy import load_file
+    import torch
+    from safetensors.torch import load_file
 
     tables = {}
     for path in sorted(run.glob("answers/*.parquet")) + sorted(run.glob("judge/*.parquet")):
         rows = pq.read_table(path).to_pylist()
         tables[path.name] = sorted(json.dumps({k: v for k, v in row.items() if k != "latency_s"}, default=str) for row in rows)
     weights = load_file(run / "finetune/adapter/adapter_model.safetensors") | load_file(run / "distill/student/model.safetensors")
-    return {"tables": tables, "weights": {name: array.tobytes() for name, array in weights.items()}}
+    return {"tables": tables, "weights": {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in weights.items()}}
 
 
 def test_killed_in_every_stage_gives_the_undisturbed_result(ray_cluster, tiny_config, tmp_path):
