@@ -118,14 +118,11 @@ def check(config: Config) -> JobPlan:
     from ray_jobs.distillation.loss_checks import check_losses
     from ray_jobs.distillation.sources import check_cache
     from ray_jobs.distillation.teacher import check_teacher
-    from ray_jobs.distillation.uld import check_uld
     from ray_jobs.training.architecture import find_architecture
     from ray_jobs.training.pairings import Pairing, refuse_pairing
     from ray_jobs.training.trackers import check_trackers
 
     check_trackers(config.run.trackers)
-    if config.distill.vocabulary == "uld":
-        check_uld(config.distill.model_dump(), has_model=config.student.model is not None)
     section, lora = config.distill, config.distill.lora
     check_cache(section.cache.folder, section.cache.keep, kd_temperature=section.kd_temperature)
     workers, storage = config.workers, section.quantization.type

@@ -4,8 +4,6 @@ Shapes: N the teacher's valid positions, M aligned positions, C positions of one
 student and teacher.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,31 +17,6 @@ from ray_jobs.training.losses import LossSums, causal_lm, head_cross_entropy, va
 
 CHUNK_POSITIONS = 128
 """Positions projected to both vocabularies at once: the only logits alive."""
-
-
-def check_uld(section: dict[str, Any], *, has_model: bool) -> None:
-    """Refuse what a student with another tokenizer cannot learn by.
-
-    Args:
-        section: fields of [distill].
-        has_model: whether the student is a model of its own.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    refused = {
-        "a student built from the teacher (set student.model)": not has_model,
-        'distill.targets = "text"': section["targets"] == "text",
-        'distill.cache.keep = "top_k"': section["cache"]["folder"] is not None and section["cache"]["keep"] == "top_k",
-        f"distill.hidden_weight = {section['hidden_weight']:g}": section["hidden_weight"] > 0,
-        f"distill.on_policy.share = {section['on_policy']['share']:g}": section["on_policy"]["share"] > 0,
-        "[distill.teachers]": bool(section["teachers"]),
-    }
-    for what in (what for what, is_set in refused.items() if is_set):
-        raise ConfigError(
-            'distill.vocabulary = "uld" compares sorted distributions of one teacher with those of a model with a tokenizer of its own; '
-            f'it does not go with {what}: change that, or use vocabulary = "same"'
-        )
 
 
 class UldLoss(AsksTargets):

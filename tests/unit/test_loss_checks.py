@@ -1,11 +1,11 @@
-"""What the loss on hidden states refuses before anything starts, and the preset's numbers."""
+"""What losses refuse before anything starts, and the preset's numbers."""
 
 import pytest
 
 from ray_jobs.core.config_distill import DistillSection
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.layers import pair_layers
-from ray_jobs.distillation.loss_checks import check_hidden_loss, check_one_teacher
+from ray_jobs.distillation.loss_checks import check_hidden_loss, check_one_teacher, check_uld
 
 GOOD = {"layers": "mapped", "targets": "worker", "cache_keeps": None, "widths": (64, 64), "cuts_parameters": True}
 NUMBERS = {"num_student_layers": 2, "num_teacher_layers": 6}
@@ -24,6 +24,23 @@ def test_what_cannot_be_computed_or_trained_is_refused_with_what_to_do(change, m
     check_hidden_loss(**GOOD)
     with pytest.raises(ConfigError, match=message):
         check_hidden_loss(**(GOOD | change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_model", "cache_keeps", "message"),
+    [
+        ({}, False, None, r"a student built from the teacher \(set student.model\)"),
+        ({"targets": "text"}, True, None, r'distill.targets = "text"'),
+        ({}, True, "top_k", r'distill.cache.keep = "top_k"'),
+        ({"hidden_weight": 1.0}, True, None, r"distill.hidden_weight = 1"),
+        ({"on_policy": {"share": 0.5}}, True, None, r"distill.on_policy.share = 0.5"),
+        ({"teachers": {"law": {"model": "other"}}}, True, None, r"\[distill.teachers\]"),
+    ],
+)
+def test_what_a_student_with_another_tokenizer_cannot_learn_by_is_refused(fields, has_model, cache_keeps, message):
+    check_uld(DistillSection(vocabulary="uld").model_dump(), has_model=True, cache_keeps="hidden")
+    with pytest.raises(ConfigError, match=rf"does not go with {message}: change that"):
+        check_uld(DistillSection(vocabulary="uld", **fields).model_dump(), has_model=has_model, cache_keeps=cache_keeps)
 
 
 def test_layers_meet_as_the_config_says():
