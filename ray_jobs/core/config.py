@@ -9,9 +9,10 @@ from pydantic import Field
 
 from ray_jobs.core.config_base import Dtype, Positive, Section, Share
 from ray_jobs.core.config_distill import DistillSection, StudentSection
+from ray_jobs.core.config_judge import JudgeSection
 from ray_jobs.core.config_training import FinetuneSection, WorkersSection
 
-__all__ = ["Config", "DistillSection", "FinetuneSection", "WorkersSection"]
+__all__ = ["Config", "DistillSection", "FinetuneSection", "JudgeSection", "WorkersSection"]
 
 
 class RunSection(Section):
@@ -80,57 +81,6 @@ class AnswerSection(Section):
     """Actors, each holding one model."""
     dtype: Dtype = "auto"
     """Computation type, as in [finetune]."""
-
-
-class OpenAIJudgeSection(Section):
-    """[judge.openai] any OpenAI-compatible endpoint; the key is read from `api_key_env`."""
-
-    model: str = "gpt-4o"
-    """Model name the endpoint knows."""
-    base_url: str | None = None
-    """Endpoint; none is the provider's default."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key."""
-    max_concurrency: Positive = 8
-    """Calls in flight."""
-    max_retries: Annotated[int, Field(ge=0)] = 4
-    """Retries of one call after 408, 409, 429, 5xx or a lost connection."""
-    timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """Longest wait for one reply."""
-    max_tokens: Positive = 800
-    """Longest reply."""
-    structured: bool = True
-    """Ask for the reply by JSON schema; false for endpoints that refuse `response_format`."""
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None = None
-    """Price, for the cost column; none leaves the cost unknown."""
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None = None
-    """Price, for the cost column; none leaves the cost unknown."""
-
-
-class JudgeSection(Section):
-    """[judge] answers to similarities and verdicts."""
-
-    pairs: list[tuple[Literal["base", "teacher", "student"], Literal["base", "teacher", "student"]]] = [
-        ("base", "teacher"),
-        ("teacher", "student"),
-    ]
-    """Which models meet."""
-    judges: list[Literal["coverage", "openai"]] = ["coverage"]
-    """coverage works offline; openai asks an endpoint."""
-    vectors: str = "glove-6b-50d"
-    """Word vectors: built-in name, a GloVe, word2vec, fastText or gensim file, or course: trained on what prepare wrote."""
-    tie_band: Share = 0.01
-    """Cosine differences up to this share of the spread over wrong references count as a tie."""
-    min_known_share: Share = 0.85
-    """Below this share of words with a vector an answer or sample answer gets no similarity. The embedded English
-    vectors know at least 0.91 of each English sample answer of the course and at most 0.83 of each German one."""
-    coverage_model: str = "minilm-l6"
-    """Sentence encoder of the coverage judge."""
-    coverage_threshold: Share = 0.6
-    """Cosine from which a statement of the sample answer counts as covered."""
-    coverage_margin: Share = 0.05
-    """Difference in mean coverage up to which the coverage judge calls a tie."""
-    openai: OpenAIJudgeSection = OpenAIJudgeSection()
 
 
 class CompressSection(Section):

@@ -59,6 +59,8 @@ def _type(annotation: object) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(f"`{choice}`" for choice in inner)
+    if origin is dict and not _is_section(inner[1]):
+        return f"table of {_type(inner[1])}"
     if origin is dict:
         return f"tables of {', '.join(f'`{name}`' for name in inner[1].model_fields)}"
     if origin in {list, tuple}:

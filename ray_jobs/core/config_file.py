@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -130,8 +130,11 @@ def _unknown_key(location: tuple[int | str, ...]) -> str:
 
 def _model_at(location: list[int | str]) -> type[BaseModel]:
     model: type[BaseModel] = Config
-    for part in location:
+    parts = iter(location)
+    for part in parts:
         annotation = model.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            next(parts, None)  # the table's own name
         options = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
         model = options[0]
     return model

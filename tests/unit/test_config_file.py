@@ -136,3 +136,17 @@ def test_what_is_no_size_is_refused(text):
 
 def test_flatten_names_leaves_by_their_dotted_path():
     assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+def test_unknown_key_in_a_named_table_names_the_nearest(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[judge.jury.second]\nmodell = "m"\n')
+    with pytest.raises(ConfigError, match="did you mean 'model'"):
+        load_config(file)
+
+
+def test_judge_that_nobody_defines(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[run]\nname = "a"\n[judge]\njudges = ["coverage", "claude"]\n')
+    with pytest.raises(ConfigError, match=r"'claude'.*add \[judge\.jury\.claude\]"):
+        load_config(file)
