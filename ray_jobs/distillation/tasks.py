@@ -6,11 +6,57 @@ from typing import Any
 
 import torch
 
+from ray_jobs.core.cluster import require
+from ray_jobs.core.progress import say
 from ray_jobs.core.storage import Storage
-from ray_jobs.distillation.influence import measure_influence
-from ray_jobs.distillation.making import Student
+from ray_jobs.core.tasks import start_task, task_results
+from ray_jobs.distillation.influence import influence_table, measure_influence, most_influential
+from ray_jobs.distillation.job import DistillJob
+from ray_jobs.distillation.making import STUDENT, Student
+from ray_jobs.distillation.start import Start
 from ray_jobs.training.batches import PackedRows
 from ray_jobs.training.memory import hold_gpu, memory_limit
+
+INFLUENCE = "influence.json"
+"""The measured block influences, in the stage's folder: measured once, also by a job that is resumed."""
+
+
+def find_start(job: DistillJob, stage: Storage, rows: Storage, workers: Any) -> Start:
+    """Return where the student's first weights come from; its layers are measured here where they are chosen so.
+
+    Args:
+        rows: folder with `train`.
+        workers: has the fields of [workers], here and below.
+
+    Raises:
+        ClusterError: no node can hold the measurement.
+    """
+    start, num_layers = job.first_start(), job.student["layers"]
+    if job.student["choose"] == "even" or not isinstance(num_layers, int):
+        return start
+    if not stage.exists(INFLUENCE):
+        require("[workers] of the layers' influence", workers.bundle)
+        say("distill: measuring the influence of the teacher's layers")
+        arguments = (job.load_teacher, rows, job.seed, job.distill["micro_batch_size"], workers)
+        found = task_results([start_task(measure_layers, *arguments, bundle=workers.bundle)], what="distill")
+        stage.write_json(INFLUENCE, found[0])
+    found = stage.read_json(INFLUENCE)
+    layers = most_influential(found["influence"], num_layers)
+    for line in influence_table(found, layers):
+        say(f"distill: {line}")
+    return start._replace(layers=tuple(layers))
+
+
+def merge_adapter(student: Student, stage: Storage, workers: Any) -> None:
+    """Write the plain student from the adapter that training left in a stage's folder, where it is not there yet.
+
+    Raises:
+        ClusterError: no node can hold it.
+    """
+    if not stage.exists(STUDENT):
+        say("distill: merging the adapter into the student")
+        require("[workers] of the merge", workers.bundle)
+        task_results([start_task(merge_student, student, stage, workers, bundle=workers.bundle)], what="distill")
 
 
 def measure_layers(load: Callable[[str], Any], rows: Storage, seed: int, micro_batch_size: int, workers: Any) -> dict[str, Any]:
@@ -18,8 +64,6 @@ def measure_layers(load: Callable[[str], Any], rows: Storage, seed: int, micro_b
 
     Args:
         load: device -> the teacher.
-        rows: folder with `train`.
-        workers: has the fields of [workers], here and below.
     """
     with _within(workers):
         return measure_influence(load(workers.device), PackedRows(rows.local("train")), seed=seed, micro_batch_size=micro_batch_size)

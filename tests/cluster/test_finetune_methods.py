@@ -43,7 +43,8 @@ def test_a_teacher_trained_whole_is_the_teacher_of_every_later_stage(tiny_config
     assert not torch.allclose(logits(written), logits(load_model(config.teacher.model, dtype=torch.float32)), atol=1e-3)
 
     start = Start(source.model, (0, 3), source.adapter)
-    student, loss = distill._build(config, source, distill._student(config, start), None, 1, "cpu")
+    job = distill.make_job(config, source)
+    student, loss = job.build(job.student_from(start), None, 1, "cpu")
     assert torch.equal(logits(loss.targets.model.float()), logits(written))
     assert torch.equal(student.get_input_embeddings().weight, written.get_input_embeddings().weight)
     engine = open_engine(**source._asdict(), dtype="float32", device="cpu")
