@@ -20,7 +20,7 @@ from ray_jobs.corpus.parts import dropped_of, is_finished, part_names
 from ray_jobs.corpus.plain_texts import PlainTexts
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.selection import Pick, Selector, Shard, by_part, plan_shards, select
-from ray_jobs.corpus.tables import write_chunks, write_lines
+from ray_jobs.corpus.tables import Packed, write_chunks, write_lines
 from ray_jobs.corpus.template import ChatTemplate, require_chat_template
 from ray_jobs.corpus.workers import PackShard, ReadFile, WritePairs
 from ray_jobs.corpus.writer import CHUNKS_PER_BATCH, Engine
@@ -89,12 +89,12 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     with connect():
         require("prepare", _READER_BUNDLE)
         try:
-            counts, dropped = _Prepare(config, stage, inputs).work()
+            counts, sources, dropped = _Prepare(config, stage, inputs).work()
         except (DataError, ModelError):
             folder.discard(stage)
             raise
     stage.folder.write_jsonl("dropped.jsonl", [item._asdict() for item in dropped])
-    manifest = stage.finish(counts=counts, headline=_headline(counts), next=f"raystill {_next_stage(config)} CONFIG")
+    manifest = stage.finish(counts=counts, sources=sources, headline=_headline(counts), next=f"raystill {_next_stage(config)} CONFIG")
     stage.folder.delete(PARTS)
     return manifest
 
@@ -114,8 +114,8 @@ class _Prepare:
         asked = reference_runs(inputs.questions)
         self._common = {"parts": self._parts, "make_template": make_template, "max_length": data.max_length, "asked": asked}
 
-    def work(self) -> tuple[dict[str, Any], list[Dropped]]:
-        """Do all, and return the counts and what was dropped."""
+    def work(self) -> tuple[dict[str, Any], dict[str, Any], list[Dropped]]:
+        """Do all, and return the counts, those of each source by name, and what was dropped."""
         units = self._read_files()
         picks, _ = self._select(units)
         units += self._write_pairs([pick for pick in picks if pick.kind == "chunk"])
@@ -126,7 +126,7 @@ class _Prepare:
         self._require_some(trained, dropped)
         packed = self._pack(trained)
         self._write_tables(picks)
-        return self._counts(picks, packed, dropped), dropped
+        return self._counts(picks, packed, dropped), packed.listed, dropped
 
     def _read_files(self) -> list[str]:
         files, texts = self._inputs.files, self._inputs.texts
@@ -173,17 +173,17 @@ class _Prepare:
             f"nothing is left to train on of {len(self._inputs.files + self._inputs.texts)} files ({reasons}{first}): check [data]"
         )
 
-    def _pack(self, picks: list[Pick]) -> dict[str, Counter[str]]:
+    def _pack(self, picks: list[Pick]) -> Packed:
         data = self._config.data
         shards = plan_shards(picks, eval_share=data.eval_share)
         require_train(shards, data.eval_share)
         items = [{"shard": shard} for shard in shards]
         arguments = {"parts": self._parts, "target": self._folder, "max_length": data.max_length}
-        packed: dict[str, Counter[str]] = {"train": Counter(), "eval": Counter()}
+        packed = Packed()
         with Bar("prepare: pack", "shard") as bar:
             results = each(items, PackShard, arguments, bundle=_READER_BUNDLE, num_workers=_num_cpus())
             for done, result in enumerate(results, start=1):
-                packed[result.pop("split")].update(result)
+                packed.add(result.pop("split"), result)
                 bar(done, len(items))
         return packed
 
@@ -193,19 +193,19 @@ class _Prepare:
             write_lines(self._parts, self._folder, f"{kind}s.jsonl", by_part(pick for pick in picks if pick.kind == kind))
         self._folder.write_jsonl("questions.jsonl", [question.model_dump() for question in self._inputs.questions])
 
-    def _counts(self, picks: list[Pick], packed: dict[str, Counter[str]], dropped: list[Dropped]) -> dict[str, Any]:
-        kinds = Counter(pick.kind for pick in picks)
+    def _counts(self, picks: list[Pick], packed: Packed, dropped: list[Dropped]) -> dict[str, Any]:
+        kinds, train, held_out = Counter(pick.kind for pick in picks), packed.splits["train"], packed.splits["eval"]
         return {
             "documents": sum(file.suffix in documents.READERS for file in self._inputs.files) - _by_reason(dropped)["unreadable document"],
             "chunks": kinds["chunk"],
             "pairs": kinds["pair"],
             "texts": kinds["text"],
             "questions": len(self._inputs.questions),
-            "train_rows": packed["train"]["rows"],
-            "eval_rows": packed["eval"]["rows"],
-            "train_tokens": packed["train"]["tokens"],
-            "label_tokens": packed["train"]["label_tokens"],
-            "eval_label_tokens": packed["eval"]["label_tokens"],
+            "train_rows": train["rows"],
+            "eval_rows": held_out["rows"],
+            "train_tokens": train["tokens"],
+            "label_tokens": train["label_tokens"],
+            "eval_label_tokens": held_out["label_tokens"],
             "dropped": dict(_by_reason(dropped)),
         }
 

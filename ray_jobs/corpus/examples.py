@@ -25,6 +25,8 @@ class Example(NamedTuple):
     encoded: Encoded
     signature: bytes
     question_key: str = ""
+    source: str = ""
+    """Name of the input file that it comes from, as the config spells it."""
 
 
 class Dropped(NamedTuple):
@@ -61,33 +63,38 @@ def document_examples(file: InputFile, *, template: ChatTemplate | PlainTexts, c
             chunk_id = content_id(chunk.heading, chunk.text)
             num_tokens = len(encoded.input_ids)
             record = {"chunk_id": chunk_id, "document": file.name, **chunk._asdict(), "num_tokens": num_tokens, "language": language}
-            yield Example("chunk", chunk_id, where, record, encoded, signature(chunk.text))
+            yield Example("chunk", chunk_id, where, record, encoded, signature(chunk.text), source=file.name)
 
 
 def pair_examples(file: InputFile, *, template: ChatTemplate | PlainTexts, max_length: int) -> Iterator[Example | Dropped]:
     """Yield the pairs of a file; a broken row or file is dropped, and so is a pair longer than `max_length` tokens."""
     try:
         for row in read_rows(file):
-            yield _from_row(row, template=template, max_length=max_length)
+            yield _from_row(row, file.name, template=template, max_length=max_length)
     except DataError as error:
         yield Dropped("unreadable pairs file", f"{file.name}: {error}")
 
 
-def _from_row(row: Row, *, template: ChatTemplate | PlainTexts, max_length: int) -> Example | Dropped:
+def _from_row(row: Row, source: str, *, template: ChatTemplate | PlainTexts, max_length: int) -> Example | Dropped:
     try:
         pair = parse_pair(row)
     except DataError as error:
         return Dropped("broken row", str(error))
-    return pair_example(pair, where=row.where, template=template, max_length=max_length)
+    return pair_example(pair, where=row.where, source=source, template=template, max_length=max_length)
 
 
-def pair_example(pair: Pair, *, where: str, template: ChatTemplate | PlainTexts, max_length: int) -> Example | Dropped:
-    """Return a pair as an example, or dropped where it is longer than a row."""
+def pair_example(pair: Pair, *, where: str, source: str, template: ChatTemplate | PlainTexts, max_length: int) -> Example | Dropped:
+    """Return a pair as an example, or dropped where it is longer than a row.
+
+    Args:
+        where: its place, for people.
+        source: name of the input file that it comes from.
+    """
     encoded = template.encode_pair(pair.question, pair.answer)
     if len(encoded.input_ids) > max_length:
         return Dropped("too long", f"{where}: {len(encoded.input_ids)} tokens, a row has {max_length}")
     text = f"{pair.question}\n{pair.answer}"
-    return Example("pair", pair.pair_id, where, pair.model_dump(), encoded, signature(text), question_key(pair.question))
+    return Example("pair", pair.pair_id, where, pair.model_dump(), encoded, signature(text), question_key(pair.question), source)
 
 
 def text_examples(file: InputFile, *, texts: PlainTexts) -> Iterator[Example | Dropped]:
@@ -100,7 +107,7 @@ def text_examples(file: InputFile, *, texts: PlainTexts) -> Iterator[Example | D
             except DataError as error:
                 yield Dropped("broken row", str(error))
                 continue
-            yield Example("text", text.text_id, row.where, text.model_dump(), encoded, signature(text.text))
+            yield Example("text", text.text_id, row.where, text.model_dump(), encoded, signature(text.text), source=file.name)
     except DataError as error:
         yield Dropped("unreadable texts file", f"{file.name}: {error}")
 

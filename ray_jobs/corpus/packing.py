@@ -1,6 +1,7 @@
 """Examples into rows of at most `max_length` tokens: fewer rows, no padding, no example cut."""
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Any
 
 from ray_jobs.core.records import content_id
@@ -37,19 +38,23 @@ def pack(lengths: list[int], capacity: int) -> list[list[int]]:
     return sorted(sorted(group) for group in groups)
 
 
-def packed_row(ids: list[str], examples: list[Encoded]) -> dict[str, Any]:
+def packed_row(ids: list[str], examples: list[Encoded], *, sources: Sequence[str] = ()) -> dict[str, Any]:
     """Return one row of the training files; position ids and attention restart at each of `segment_lengths`.
 
     Args:
         ids: of the examples.
         examples: token ids, and how many at the start are not trained; at least the first never is, as no
             token of the same example comes before it.
+        sources: name of the source of each example; none leaves the column out.
     """
+    lengths = [example.segment_lengths or [len(example.input_ids)] for example in examples]
+    named = [source for source, each in zip(sources, lengths, strict=True) for _ in each] if sources else None
     return {
         "row_id": content_id(*ids),
         "input_ids": [token for example in examples for token in example.input_ids],
         "labels": [label for example in examples for label in labels(example)],
-        "segment_lengths": [length for example in examples for length in example.segment_lengths or [len(example.input_ids)]],
+        "segment_lengths": [length for each in lengths for length in each],
+        **({"segment_sources": named} if named else {}),
     }
 
 

@@ -24,6 +24,7 @@ _SCHEMA = pa.schema(
         "kind": pa.string(),
         "example_id": pa.string(),
         "where": pa.string(),
+        "source": pa.string(),
         "question_key": pa.string(),
         "signature": pa.binary(),
         "record": pa.string(),
@@ -75,10 +76,10 @@ def read_records(storage: Storage, part: str, rows: list[int]) -> list[dict[str,
     return [json.loads(text) for text in read_part(storage, part, ["record"]).column("record").take(rows).to_pylist()]
 
 
-def read_encoded(storage: Storage, part: str, rows: list[int]) -> list[tuple[str, Encoded]]:
-    """Return (example_id, token ids) of some rows of a part."""
-    table = read_part(storage, part, ["example_id", *Encoded._fields]).take(rows)
-    return [(row.pop("example_id"), Encoded(**row)) for row in table.to_pylist()]
+def read_encoded(storage: Storage, part: str, rows: list[int]) -> list[tuple[str, str, Encoded]]:
+    """Return (example_id, source, token ids) of some rows of a part."""
+    table = read_part(storage, part, ["example_id", "source", *Encoded._fields]).take(rows)
+    return [(row.pop("example_id"), row.pop("source"), Encoded(**row)) for row in table.to_pylist()]
 
 
 def _part_name(unit: str, number: int) -> str:
@@ -96,7 +97,7 @@ def _examples(found: Iterable[Example | Dropped], dropped: list[Dropped]) -> Ite
 def _row(example: Example) -> dict[str, Any]:
     fields = example._asdict()
     return {
-        **{key: fields[key] for key in ("kind", "example_id", "where", "question_key", "signature")},
+        **{key: fields[key] for key in ("kind", "example_id", "where", "source", "question_key", "signature")},
         "record": json.dumps(example.record, ensure_ascii=False),
         **example.encoded._asdict(),
     }

@@ -93,9 +93,9 @@ class WritePairs:
         return {}
 
     def _examples(self, chunks: list[dict[str, Any]]) -> Iterator[Example | Dropped]:
-        for pair in write_pairs(self._engine, chunks, num_pairs=self._pairs_per_chunk, seed=self._seed):
+        for document, pair in write_pairs(self._engine, chunks, num_pairs=self._pairs_per_chunk, seed=self._seed):
             if isinstance(pair, Pair):
-                yield pair_example(pair, where=pair.source, template=self._template, max_length=self._max_length)
+                yield pair_example(pair, where=pair.source, source=document, template=self._template, max_length=self._max_length)
             else:
                 yield pair
 

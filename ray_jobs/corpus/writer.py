@@ -36,8 +36,8 @@ class Engine(Protocol):
         """Return one completion with `text` and `finish_reason` a chat."""
 
 
-def write_pairs(engine: Engine, chunks: list[dict[str, Any]], *, num_pairs: int, seed: int) -> Iterator[Pair | Dropped]:
-    """Yield `num_pairs` pairs a chunk, or what was dropped in their place.
+def write_pairs(engine: Engine, chunks: list[dict[str, Any]], *, num_pairs: int, seed: int) -> Iterator[tuple[str, Pair | Dropped]]:
+    """Yield `num_pairs` pairs a chunk, or what was dropped in their place, each after the name of the chunk's document.
 
     Args:
         chunks: rows of chunks.parquet.
@@ -52,7 +52,7 @@ def write_pairs(engine: Engine, chunks: list[dict[str, Any]], *, num_pairs: int,
         reply = [_prompt(chunk, 1, question=question) for chunk, question in zip(chunks, questions, strict=True)]
         answers = engine.generate(reply, max_new_tokens=_MAX_ANSWER_TOKENS, sampling_temperature=0.0, seed=seed)
         for chunk, question, answer in zip(chunks, questions, answers, strict=True):
-            yield _pair(chunk, question, answer)
+            yield chunk["document"], _pair(chunk, question, answer)
 
 
 def unusable(question: str, answer: str, text: str, *, is_whole: bool) -> str:

@@ -198,6 +198,4 @@ class CachedTargets:
 
 
 def _rows_of(batch: Batch, rows: list[int]) -> Batch:
-    if len(rows) == len(batch.input_ids_BT):
-        return batch
-    return Batch(batch.input_ids_BT[rows], batch.position_ids_BT[rows], batch.labels_BT[rows])
+    return batch if len(rows) == len(batch.input_ids_BT) else batch.rows(rows)

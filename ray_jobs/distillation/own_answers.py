@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ray_jobs.training.batches import IGNORE, Batch, Row, collate
+from ray_jobs.training.batches import IGNORE, Batch, Row, collate, join_rows
 from ray_jobs.training.losses import causal_lm
 
 SHORTEST_PROMPT = 2
@@ -57,15 +57,15 @@ def rewrite(model: nn.Module, batch: Batch, writing: Writing, *, key: Sequence[i
 
 
 def _rows(batch: Batch) -> Iterator[Row]:
-    columns = (batch.input_ids_BT, batch.position_ids_BT, batch.labels_BT)
-    for values in zip(*(column.numpy() for column in columns), strict=True):
+    columns = [column.numpy() for column in batch.columns if column is not None]
+    for values in zip(*columns, strict=True):
         yield Row(*values)
 
 
 def _examples(row: Row) -> list[Row]:
     """Return the examples of a row, without the padding behind them."""
     starts = np.flatnonzero(row.position_ids == 0)
-    parts = [Row(*(values[at] for values in row)) for at in map(slice, starts, [*starts[1:], len(row.labels)])]
+    parts = [row.cut(at) for at in map(slice, starts, [*starts[1:], len(row.labels)])]
     while len(parts) > 1 and (parts[-1].labels == IGNORE).all():
         parts.pop()
     return parts
@@ -91,13 +91,14 @@ def _lay(examples: list[Row], answers: list[np.ndarray | None], room: int) -> tu
     parts = [
         example if answer is None else _with_answer(example, answer[:longest]) for example, answer in zip(examples, answers, strict=True)
     ]
-    return Row(*map(np.concatenate, zip(*parts, strict=True))), sum(min(longest, each) for each in lengths)
+    return join_rows(parts), sum(min(longest, each) for each in lengths)
 
 
 def _with_answer(example: Row, answer: np.ndarray) -> Row:
     prompt = _prompt(example)
     input_ids = np.concatenate([example.input_ids[:prompt], answer])
-    return Row(input_ids, np.arange(len(input_ids)), np.concatenate([np.full(prompt, IGNORE), answer]))
+    sources = None if example.sources is None else np.full(len(input_ids), example.sources[0])
+    return Row(input_ids, np.arange(len(input_ids)), np.concatenate([np.full(prompt, IGNORE), answer]), sources)
 
 
 def _write(model: nn.Module, asked: list[tuple[Row, int]], writing: Writing, *, key: Sequence[int]) -> list[np.ndarray]:

@@ -64,7 +64,7 @@ def _window(row: Row) -> Row:
     """Return the part of a row from a little before its first label."""
     labelled = np.flatnonzero(row.labels != IGNORE)
     start = max(0, int(labelled[0]) - 8) if len(labelled) else 0
-    return Row(*(values[start : start + POSITIONS] for values in row))
+    return row.cut(slice(start, start + POSITIONS))
 
 
 def _fast(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:

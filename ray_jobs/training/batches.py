@@ -4,12 +4,13 @@ Shapes: B rows, T positions. Label t is the token at position t, so losses compa
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -18,7 +19,10 @@ from torch import Tensor
 from ray_jobs.core.errors import DataError
 
 IGNORE = -100
+NO_SOURCE = -1
+"""Source of padding."""
 _COLUMNS = ["input_ids", "labels", "segment_lengths"]
+_SOURCES = "segment_sources"
 
 
 class Row(NamedTuple):
@@ -27,6 +31,12 @@ class Row(NamedTuple):
     input_ids: np.ndarray
     position_ids: np.ndarray
     labels: np.ndarray
+    sources: np.ndarray | None = None
+    """Index of the source of each token, where sources are told apart."""
+
+    def cut(self, at: slice | np.ndarray) -> "Row":
+        """Return some positions of the row."""
+        return Row(*(None if column is None else column[at] for column in self))
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Batch:
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     labels_BT: Tensor
+    sources_BT: Tensor | None = None
+    """Index of the source of each token, where sources are told apart; NO_SOURCE in padding."""
 
     @property
     def num_valid(self) -> int:
@@ -44,20 +56,31 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(self.input_ids_BT.to(device), self.position_ids_BT.to(device), self.labels_BT.to(device))
+        return Batch(*(None if column is None else column.to(device) for column in self.columns))
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The tensors, in the order of the fields."""
+        return self.input_ids_BT, self.position_ids_BT, self.labels_BT, self.sources_BT
+
+    def rows(self, chosen: list[int]) -> "Batch":
+        """Return some rows of the batch."""
+        return Batch(*(None if column is None else column[chosen] for column in self.columns))
 
 
 class PackedRows:
     """The packed rows of a folder of Parquet files, in the order of the file names.
 
     Args:
-        folder: local folder with *.parquet of `input_ids`, `labels` and `segment_lengths`.
+        folder: local folder with *.parquet of `input_ids`, `labels`, `segment_lengths` and, where sources are asked for,
+            `segment_sources`; without that column all rows are of the first.
+        sources: names of all sources, whose places in this order the rows then hold; none leaves sources out.
 
     Raises:
-        DataError: there are no rows, or a column is missing.
+        DataError: there are no rows, a column is missing, or a source has another name.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, sources: Sequence[str] = ()):
         self.folder = str(folder)
         files = sorted(Path(folder).glob("*.parquet"))
         if not files:
@@ -69,6 +92,7 @@ class PackedRows:
         self._lengths = pc.list_value_length(self._table.column("input_ids")).to_numpy()
         if not len(self):
             raise DataError(f"packed rows in {folder}: the table is empty; run `raystill prepare` again with more text")
+        self._sources = _SegmentSources(files, sources) if sources else None
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -85,12 +109,37 @@ class PackedRows:
                 f"packed row {index} of {self.folder}: {len(input_ids)} tokens, {len(labels)} labels, segments of {lengths.sum()}; "
                 "they must be equal"
             )
-        return Row(input_ids, np.concatenate([np.arange(n) for n in lengths]), labels)
+        sources = None if self._sources is None else np.repeat(self._sources.of(index, len(lengths)), lengths)
+        return Row(input_ids, np.concatenate([np.arange(n) for n in lengths]), labels, sources)
 
     def drawn(self, index: int, *, epoch: int) -> Row:
         """Return a row as it is trained on in an epoch; rows that change with the epoch override this."""
         del epoch
         return self[index]
+
+
+class _SegmentSources:
+    """The places of all segments' sources in a list of names; all are the first where the files have no such column."""
+
+    def __init__(self, files: list[Path], names: Sequence[str]):
+        self._places: np.ndarray | None = None
+        if _SOURCES not in pq.read_schema(files[0]).names:
+            return
+        column = pq.read_table(files, columns=[_SOURCES]).column(_SOURCES).combine_chunks()
+        found = column.flatten()
+        places = pc.index_in(found, pa.array(names, pa.string()))
+        if places.null_count:
+            unknown = found.filter(places.is_null())[0].as_py()
+            raise DataError(
+                f"{files[0].parent} holds text from {unknown!r}, which prepare's manifest does not list: run `raystill prepare` again"
+            )
+        self._places, self._starts = places.to_numpy(), column.offsets.to_numpy() - column.offsets[0].as_py()
+
+    def of(self, row: int, num_segments: int) -> np.ndarray:
+        """Return the places of one row's segments."""
+        if self._places is None:
+            return np.zeros(num_segments, np.int64)
+        return self._places[self._starts[row] : self._starts[row + 1]]
 
 
 def step_rows(num_rows: int, *, step: int, seed: int, global_batch_size: int) -> list[int]:
@@ -132,14 +181,17 @@ def eval_batches(rows: PackedRows, *, micro_batch_size: int, rank: int = 0, worl
         yield collate(real + [_nothing_like(rows[0])] * missing)
 
 
+def join_rows(rows: list[Row]) -> Row:
+    """Return rows one behind the other as one."""
+    return Row(*(None if columns[0] is None else np.concatenate(columns) for columns in zip(*rows, strict=True)))
+
+
 def collate(rows: list[Row]) -> Batch:
     """Return rows as one batch, padded at the right to the longest."""
     width = max(len(row.input_ids) for row in rows)
-    input_ids, position_ids, labels = (
-        torch.from_numpy(np.stack([_pad(np.asarray(getattr(row, name), np.int64), width, fill) for row in rows]))
-        for name, fill in (("input_ids", 0), ("position_ids", None), ("labels", IGNORE))
-    )
-    return Batch(input_ids, position_ids, labels)
+    fills = {"input_ids": 0, "position_ids": None, "labels": IGNORE, **({} if rows[0].sources is None else {"sources": NO_SOURCE})}
+    columns = (np.stack([_pad(np.asarray(getattr(row, name), np.int64), width, fill) for row in rows]) for name, fill in fills.items())
+    return Batch(*map(torch.from_numpy, columns))
 
 
 def _pad(values: np.ndarray, width: int, fill: int | None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """prepare on a real cluster: every kind of input, what is dropped and why, the packed rows, and a kill in the middle."""
 
+import itertools
 import json
 import os
 import shutil
@@ -154,6 +155,29 @@ def test_packed_rows_hold_each_example_whole(prepared, tiny_model):
         len(s) for s, _ in segments
     )
     assert counts["label_tokens"] + counts["eval_label_tokens"] == sum(label != IGNORE for _, labels in segments for label in labels)
+
+
+def test_each_segment_names_the_file_it_comes_from(prepared, tiny_model):
+    from transformers import AutoTokenizer
+
+    config, manifest = prepared
+    folder, tokenizer = folder_of(config), AutoTokenizer.from_pretrained(tiny_model)
+    documents = {f"{row['heading']}\n\n{row['text']}": row["document"] for row in folder.read_parquet("chunks.parquet")}
+    found = {}
+    for split in ("train", "eval"):
+        for row in folder.read_parquet(f"{split}/000000.parquet"):
+            starts = [0, *_sums(row["segment_lengths"])]
+            for source, (start, end) in zip(row["segment_sources"], itertools.pairwise(starts), strict=True):
+                text = tokenizer.decode(row["input_ids"][start:end])
+                assert source == documents.get(text, source) and ("/pairs." in source) == (text not in documents)
+                counts = found.setdefault(source, {"train_tokens": 0, "label_tokens": 0, "eval_label_tokens": 0})
+                counts["train_tokens"] += (end - start) * (split == "train")
+                labels = sum(label != IGNORE for label in row["labels"][start:end])
+                counts["label_tokens" if split == "train" else "eval_label_tokens"] += labels
+    listed = manifest["sources"]
+    assert list(listed) == sorted(found)
+    assert {name: {key: counts[key] for key in found[name]} for name, counts in listed.items()} == found
+    assert all(1 <= counts["train_rows"] <= manifest["counts"]["train_rows"] for counts in listed.values() if counts["train_tokens"])
 
 
 def _sums(lengths):

@@ -15,7 +15,7 @@ from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.self_check import check_loss
 from ray_jobs.distillation.student import build_student
 from ray_jobs.distillation.targets import WorkerTeacher
-from ray_jobs.training.batches import PackedRows, Row, collate
+from ray_jobs.training.batches import PackedRows, collate
 from ray_jobs.training.loop import evaluate, train
 from ray_jobs.training.losses import cross_entropy_loss
 from ray_jobs.training.models import load_model
@@ -74,7 +74,7 @@ def segments(rows):
     for row in (rows[index] for index in range(len(rows))):
         starts = [*(int(place) for place in (row.position_ids == 0).nonzero()[0]), len(row.input_ids)]
         for one, next_one in itertools.pairwise(starts):
-            yield Row(*(values[one:next_one] for values in row))
+            yield row.cut(slice(one, next_one))
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "jsd", "total_variation"])

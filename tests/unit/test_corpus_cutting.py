@@ -137,6 +137,10 @@ def test_a_packed_row_keeps_its_examples_apart():
     assert row["labels"] == [IGNORE, 2, 3, IGNORE, IGNORE, IGNORE, 7]
     assert row["segment_lengths"] == [3, 4]
     assert packed_row(["a"], [Encoded([1, 2], 0)])["labels"] == [IGNORE, 2]
+    assert "segment_sources" not in row
+    two_texts = Encoded([4, 5, 6, 7], 3, None, [1, 3])
+    named = packed_row(["a", "b"], [Encoded([1], 1), two_texts], sources=["a.md", "b.jsonl"])
+    assert named["segment_sources"] == ["a.md", "b.jsonl", "b.jsonl"]
     assert row["row_id"] != packed_row(["b", "a"], [Encoded([1], 1), Encoded([1], 1)])["row_id"]
 
 

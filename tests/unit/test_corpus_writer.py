@@ -37,8 +37,8 @@ def test_a_question_is_asked_then_answered_with_the_chunk_at_hand():
     engine = ScriptedEngine(
         Reply('Sure!\n1. "What does the page table map?" Good luck'), Reply("The page table maps a virtual page to a frame.")
     )
-    (pair,) = write_pairs(engine, [CHUNK], num_pairs=1, seed=3)
-    assert isinstance(pair, Pair)
+    ((document, pair),) = write_pairs(engine, [CHUNK], num_pairs=1, seed=3)
+    assert isinstance(pair, Pair) and document == "notes.md"
     assert (pair.question, pair.answer) == ("What does the page table map?", "The page table maps a virtual page to a frame.")
     assert pair.source == "written from notes.md: Paging" and pair.language == "en"
     (ask, reply) = engine.asked
@@ -56,7 +56,7 @@ def test_each_round_samples_with_another_seed():
 def test_german_chunks_are_asked_about_in_german():
     engine = ScriptedEngine(Reply("Was bildet die Seitentabelle ab?"), Reply("Die Seitentabelle bildet Seiten auf Kacheln ab."))
     chunk = CHUNK | {"text": "Die Seitentabelle bildet Seiten auf Kacheln ab.", "language": "de"}
-    (pair,) = write_pairs(engine, [chunk], num_pairs=1, seed=0)
+    ((_, pair),) = write_pairs(engine, [chunk], num_pairs=1, seed=0)
     assert pair.language == "de" and "Prüfungsfrage" in engine.asked[0][0][0][0]["content"]
 
 
@@ -70,7 +70,7 @@ def test_german_chunks_are_asked_about_in_german():
     ],
 )
 def test_what_cannot_be_trained_on_is_dropped_with_its_reason(question, answer, reason):
-    (dropped,) = write_pairs(ScriptedEngine(question, answer), [CHUNK], num_pairs=1, seed=0)
+    ((_, dropped),) = write_pairs(ScriptedEngine(question, answer), [CHUNK], num_pairs=1, seed=0)
     assert isinstance(dropped, Dropped) and dropped.reason == "unusable written pair" and reason in dropped.what
 
 

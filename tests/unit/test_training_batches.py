@@ -7,7 +7,7 @@ import torch
 from packed_rows import write_rows
 
 from ray_jobs.core.errors import DataError
-from ray_jobs.training.batches import IGNORE, PackedRows, collate, eval_batches, step_batches, step_rows
+from ray_jobs.training.batches import IGNORE, NO_SOURCE, PackedRows, collate, eval_batches, join_rows, step_batches, step_rows
 
 
 @pytest.fixture
@@ -79,6 +79,33 @@ def test_segments_that_do_not_sum_up_are_refused(tmp_path):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="packed row 0"):
         PackedRows(tmp_path)[0]
+
+
+def test_a_segments_source_goes_with_it_into_batches(tmp_path):
+    folder = write_rows(tmp_path / "train", [(2, 3), (4,)], sources=[("b.md", "a.md"), ("b.md",)])
+    assert PackedRows(folder)[0].sources is None and collate([PackedRows(folder)[0]]).sources_BT is None
+    rows = PackedRows(folder, sources=["a.md", "b.md"])
+    batch = collate([rows[0], rows[1]])
+    assert batch.sources_BT.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, NO_SOURCE]]
+    assert batch.to("cpu").rows([1]).sources_BT.tolist() == batch.sources_BT[1:].tolist()
+    parts = [rows[0].cut(slice(0, 2)), rows[0].cut(slice(2, 5))]
+    assert join_rows(parts).sources.tolist() == rows[0].sources.tolist()
+    with pytest.raises(DataError, match=r"holds text from 'b\.md', which prepare's manifest does not list"):
+        PackedRows(folder, sources=["a.md"])
+
+
+def test_rows_without_sources_are_all_of_the_first(rows):
+    old = PackedRows(rows.folder, sources=["everything"])
+    assert old[2].sources.tolist() == [0] * 5
+    assert PackedRows(rows.folder)[2].sources is None
+
+
+def test_sources_are_read_over_several_files(tmp_path):
+    for number, sources in enumerate(([("a",), ("b", "a")], [("b",), ("c", "c")])):
+        part = write_rows(tmp_path / f"part{number}", [(2,), (1, 2)], sources=sources) / "part-0.parquet"
+        part.rename(tmp_path / f"{number}.parquet")
+    rows = PackedRows(tmp_path, sources=["a", "b", "c"])
+    assert [rows[index].sources.tolist() for index in range(4)] == [[0, 0], [1, 0, 0], [1, 1], [2, 2, 2]]
 
 
 def test_batches_are_int64(rows):
