@@ -3,30 +3,24 @@
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from ray_jobs.core.cluster import RETRIES, connect, name_lost_workers, progress_board, require
+from ray_jobs.core.cluster import RETRIES, connect, name_lost_workers, require
 from ray_jobs.core.config import Config, JudgeSection
-from ray_jobs.core.errors import ConfigError, EndpointError
+from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.pairs import Game, make_games, verdict_row
-from ray_jobs.judging.replies import Replies
 from ray_jobs.judging.vectors import COURSE, Vectors, check_vectors, course_vectors, load_vectors
-
-if TYPE_CHECKING:
-    from ray_jobs.judging.endpoint import Reply
-    from ray_jobs.judging.openai_judge import Call
 
 Row = dict[str, Any]
 AFTER = ["prepare", "answer"]
 GAMES_PER_BLOCK = 32
-CALLS_PER_ACTOR = 4
-ENDPOINT_CPUS = 0.1
-HOW_TO_CALL = ("max_concurrency", "max_retries", "timeout_s", "api_key_env")
+HOW_TO_CALL = ("max_concurrency", "max_retries", "timeout_s", "api_key_env", "requests_per_minute", "tokens_per_minute", "backend")
 
 
 class Verdicts(NamedTuple):
@@ -84,7 +78,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         return stage.manifest
     similarities, scale = _similarities(config.judge, vectors, questions, [row for rows in answers.values() for row in rows])
     with connect():
-        judged = [_JUDGES[name](config, games, Replies(folder.storage.sub("replies"))) for name in config.judge.judges]
+        judged = [_JUDGES[name](config, games, Ledger(folder.storage.sub("replies"))) for name in config.judge.judges]
     verdicts = [row for found in judged for row in found.rows]
     stage.folder.write_parquet("similarities.parquet", similarities)
     stage.folder.write_parquet("verdicts.parquet", verdicts)
@@ -119,7 +113,7 @@ def _vectors(config: Config, folder: RunFolder) -> Vectors:
     return course_vectors(texts, seed=config.run.seed)
 
 
-def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
+def _by_coverage(config: Config, games: list[Game], _: Ledger) -> Verdicts:
     from ray_jobs.judging.workers import CoverageWorker
 
     section, workers = config.judge, config.workers
@@ -147,8 +141,10 @@ def _by_coverage(config: Config, games: list[Game], _: Replies) -> Verdicts:
     return Verdicts("coverage", rows, {"model": section.coverage_model, "rubric_sha": rows[0]["rubric_sha"] if rows else None})
 
 
-def _by_openai(config: Config, games: list[Game], kept: Replies) -> Verdicts:
+def _by_openai(config: Config, games: list[Game], ledger: Ledger) -> Verdicts:
     from ray_jobs.judging import openai_judge
+    from ray_jobs.judging.calls import Budget, EndpointOptions, Limits, Prices
+    from ray_jobs.judging.ray_calls import ask
 
     options = config.judge.openai
     calls = openai_judge.make_calls(
@@ -159,61 +155,38 @@ def _by_openai(config: Config, games: list[Game], kept: Replies) -> Verdicts:
         seed=config.run.seed,
         structured=options.structured,
     )
-    replies = kept.read(call.key for call in calls.values())
-    new = {call.key: call for call in calls.values() if call.key not in replies}
-    if new:
-        replies |= _ask(config.judge, list(new.values()), kept)
-    prices = openai_judge.Prices(options.usd_per_million_prompt_tokens, options.usd_per_million_completion_tokens)
+    prices = Prices(options.usd_per_million_prompt_tokens, options.usd_per_million_completion_tokens)
+    limits = Limits(options.requests_per_minute, options.tokens_per_minute, options.max_concurrency)
+    endpoint = EndpointOptions(_api_key(config.judge), options.base_url, options.timeout_s, options.max_retries, options.backend)
+    asked = ask(
+        list(calls.values()),
+        endpoint=endpoint,
+        ledger=ledger,
+        limits=limits,
+        budget=Budget(config.judge.budget_usd, config.judge.max_calls),
+        prices=prices,
+        num_callers=config.judge.num_callers,
+        title="judge openai",
+    )
     name, sha = f"openai:{options.model}", openai_judge.rubric_sha(options.model)
     rows = []
     for game in games:
-        ruling = openai_judge.rule(game, replies[calls[game].key] if game in calls else None, prices)
+        ruling = openai_judge.rule(game, asked.replies.get(calls[game].key) if game in calls else None, prices)
         rows.append(verdict_row(game, ruling, judge=name, rubric_sha=sha))
-    counts = {"calls": len(new), "replies_kept_before": len(calls) - len(new), "settled_by_rule": len(games) - len(calls)}
+    counts = {**asked.counters._asdict(), "stopped": asked.stopped, "settled_by_rule": len(games) - len(calls)}
     return Verdicts(name, rows, {"model": options.model, "base_url": options.base_url, "rubric_sha": sha, **counts})
 
 
 _JUDGES = {"coverage": _by_coverage, "openai": _by_openai}
 
 
-def _ask(section: JudgeSection, calls: list["Call"], kept: Replies) -> dict[str, "Reply"]:
-    from ray_jobs.judging.endpoint import Reply, why_stopped
-    from ray_jobs.judging.workers import EndpointWorker
-
-    options = section.openai
-    require("[judge.openai]", {"CPU": ENDPOINT_CPUS})
-    with progress_board("judge openai", "call") as on_progress:
-        arguments = {
-            "base_url": options.base_url,
-            "api_key": _api_key(section),
-            "max_concurrency": options.max_concurrency,
-            "max_retries": options.max_retries,
-            "timeout_s": options.timeout_s,
-            "replies": kept,
-            "on_progress": on_progress,
-            "total": len(calls),
-        }
-        # one actor holds the limit of calls in flight for the whole cluster
-        layout = {"block_rows": options.max_concurrency, "num_cpus": ENDPOINT_CPUS, "size": 1, "calls": CALLS_PER_ACTOR}
-        found = {row.pop("key"): Reply(**row) for row in _map([call._asdict() for call in calls], EndpointWorker, arguments, **layout)}
-    reason = why_stopped(found.values())
-    if reason:
-        where = options.base_url or "the provider's endpoint"
-        raise EndpointError(
-            f"judge {options.model!r} at {where} cannot be asked: {reason}; replies so far are kept: run the same command again"
-        )
-    return found
-
-
-def _map(
-    rows: list[Row], worker: type, options: Row, *, block_rows: int, num_cpus: float, size: int, calls: int | None = None
-) -> Iterator[Row]:
+def _map(rows: list[Row], worker: type, options: Row, *, block_rows: int, num_cpus: float, size: int) -> Iterator[Row]:
     """Yield what a pool of actors makes of rows, in no order. Rows travel as JSON: no type is guessed from what is None."""
     import ray
 
     items = [{"row": json.dumps(row)} for row in rows]
     dataset = ray.data.from_items(items, override_num_blocks=max(1, -(-len(items) // block_rows)))
-    pool = ray.data.ActorPoolStrategy(size=size, max_concurrent_calls_per_actor=calls)
+    pool = ray.data.ActorPoolStrategy(size=size)
     mapped = dataset.map_batches(
         worker, fn_constructor_kwargs=options, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus, compute=pool, **RETRIES
     )

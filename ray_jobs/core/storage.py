@@ -96,9 +96,9 @@ class Storage:
             StorageError: it cannot be written, as on a full disk; the old one is still there.
         """
         path = f"{self.root}/{name}"
-        self.fs.create_dir(path.rpartition("/")[0], recursive=True)
         temporary = f"{path}.tmp-{os.getpid()}"
         try:
+            self.fs.create_dir(path.rpartition("/")[0], recursive=True)
             with self.fs.open_output_stream(temporary) as stream:
                 stream.write(data)
             self.fs.move(temporary, path)

@@ -1,35 +1,13 @@
 """A language model as judge: which calls it takes, and what its replies say."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray_jobs.core.records import content_id
-from ray_jobs.judging.endpoint import Reply
+from ray_jobs.judging.calls import Call, Prices, Reply, make_call
 from ray_jobs.judging.pairs import Game, Ruling, settle
 from ray_jobs.judging.parse import read_completion, read_opinion
 from ray_jobs.judging.rubric import RUBRIC_SHA, SCHEMA, messages
-
-PER_MILLION = 1e6
-
-
-class Call(NamedTuple):
-    """The body of one request, and the hash under which its reply is kept."""
-
-    key: str
-    request: dict[str, Any]
-
-
-class Prices(NamedTuple):
-    """US dollars for a million tokens; None where unknown."""
-
-    prompt: float | None = None
-    completion: float | None = None
-
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Return the price of one call in US dollars; None unless both prices are known."""
-        if self.prompt is None or self.completion is None:
-            return None
-        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / PER_MILLION
 
 
 def make_calls(
@@ -45,7 +23,7 @@ def make_calls(
     for game in games:
         if settle(game) is None:
             request = _request(game, model=model, max_tokens=max_tokens, seed=seed, structured=structured)
-            calls[game] = Call(content_id(base_url or "", request), request)
+            calls[game] = make_call(request, base_url=base_url, swapped=game.swapped)
     return calls
 
 

@@ -120,7 +120,7 @@ def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluste
         server.fault = lambda number, request: None
         again = judge.run(config, force=True)
     assert len(server.requests) == num_calls + 1  # the failed one alone
-    assert again["judges"][0]["replies_kept_before"] == 7
+    assert again["judges"][0]["cached"] == 7
     assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
 
 
@@ -169,7 +169,7 @@ def _wait_until_quiet(server):
 def test_a_wrong_key_stops_after_one_call_and_leaves_no_manifest(ray_cluster, make_run):
     with JudgeServer(lambda number, _: Fault(401, error("Incorrect API key", "invalid_api_key"))).running() as server:
         config = make_run(**openai(server))
-        with pytest.raises(EndpointError, match=r"judge 'stub-1' at http.*Incorrect API key"):
+        with pytest.raises(EndpointError, match=r"judge openai: http.* cannot be asked: .*Incorrect API key"):
             judge.run(config, force=False)
     assert len(server.requests) == 1
     assert not RunFolder(config).folder("judge").exists("manifest.json")

@@ -11,7 +11,10 @@ ROOMS = ("training", "distillation", "judging", "compression", "corpus", "report
 BELOW_VERBS = {f"ray_jobs.{room}" for room in ROOMS} | {"ray_jobs.core", "ray_jobs", "serve", "tune_spaces"}
 HEAVY = {"torch", "transformers", "ray", "pandas", "scipy", "peft", "gensim", "openvino", "onnxruntime", "matplotlib", "fastapi"}
 RAY_FREE = {"ray_jobs.judging", "ray_jobs.compression", "ray_jobs.training", "ray_jobs.distillation", "ray_jobs.reporting"}
-RAY_LAYERS = {f"ray_jobs.{name}" for name in ("training.ray_train", "training.ray_worker", "distillation.pool", "distillation.pool_actors")}
+RAY_LAYERS = {
+    f"ray_jobs.{name}"
+    for name in ("training.ray_train", "training.ray_worker", "distillation.pool", "distillation.pool_actors", "judging.ray_calls")
+}
 LONGER_FILES = {"ray_jobs.core.config": 460}  # one list of fields, read from top to bottom
 LONGER_FUNCTIONS = {"ray_jobs.training.loop": 80}
 FILES = sorted(path for top in ("ray_jobs", "serve", "tune_spaces") for path in (ROOT / top).rglob("*.py"))

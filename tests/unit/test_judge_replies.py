@@ -7,12 +7,11 @@ import pytest
 from judge_server import Fault, JudgeServer, completion, error, opinion
 from pydantic import SecretStr
 
-from ray_jobs.core.storage import Storage
-from ray_jobs.judging.endpoint import Endpoint, Reply, why_stopped
-from ray_jobs.judging.openai_judge import Prices, make_calls, rule
+from ray_jobs.judging.calls import Prices, Reply
+from ray_jobs.judging.endpoint import Endpoint, why_stopped
+from ray_jobs.judging.openai_judge import make_calls, rule
 from ray_jobs.judging.pairs import make_games
 from ray_jobs.judging.parse import read_completion, read_opinion
-from ray_jobs.judging.replies import Replies
 from ray_jobs.judging.rubric import SCHEMA, messages, neutral
 
 SECRET = "sk-test-7f3a"
@@ -175,13 +174,6 @@ def test_tokens_and_cost_are_those_of_the_usage():
     assert rule(games()[0], Reply(completion(opinion("A")), 0.1), Prices(2.5, None)).cost_usd is None
     no_usage = json.dumps({"choices": [{"message": {"content": opinion("A")}, "finish_reason": "stop"}]})
     assert read_completion(no_usage)[1:] == (0, 0, "")
-
-
-def test_kept_replies_come_back_and_nothing_else(tmp_path):
-    replies = Replies(Storage(str(tmp_path)).sub("replies"))
-    assert replies.read(["k"]) == {} and replies.get("k") is None
-    replies.put("k", Reply("größe {", 1.5))
-    assert replies.read(["k", "other"]) == {"k": Reply("größe {", 1.5)}
 
 
 # calls

@@ -1,0 +1,140 @@
+"""What was paid for: an intent before a call is sent, the raw reply before anybody reads it; nothing is bought twice.
+
+One small file an intent and one a reply: that is atomic on every storage, object stores too, which cannot append; it needs no
+lock between workers, and a file is found by its call's key alone. The same ledger serves any number of runs, judges and
+reports. An intent without a reply says that the call may have been billed.
+
+    FOLDER/KEY.json            the reply
+    FOLDER/intents/KEY.json    how often the call was sent, and what each time could cost
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.calls import Reply
+
+SCHEMA = 2
+THREADS = 16
+"""Files read at once: an object store takes tens of milliseconds for each, whatever its size."""
+T = TypeVar("T")
+
+
+class Intent(NamedTuple):
+    """A call that was about to be sent: how often, and what one more time costs at most."""
+
+    sends: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = None
+
+
+class Spent(NamedTuple):
+    """What the calls of a ledger cost; those without a reply count with what they could have cost.
+
+    Args:
+        calls: requests that were billed, or may have been.
+        usd: None where a price was unknown.
+        unanswered: calls without a reply.
+        ignored_files: torn, or of another schema.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = 0.0
+    unanswered: int = 0
+    ignored_files: int = 0
+
+
+class Ledger:
+    """The calls and replies in one folder.
+
+    Args:
+        folder: any storage; picklable, so that workers write where the driver reads.
+    """
+
+    def __init__(self, folder: Storage):
+        self._folder = folder
+        self._intents = folder.sub("intents")
+
+    def reply(self, key: str) -> Reply | None:
+        """Return the reply to a call; None where there is none that can be read."""
+        return _reply(_read(self._folder, key))
+
+    def intent(self, key: str) -> Intent:
+        """Return how a call was tried before; nothing for one that never was."""
+        return _intent(_read(self._intents, key)) or Intent()
+
+    def replies(self, keys: Iterable[str]) -> dict[str, Reply]:
+        """Return those replies that are there."""
+        kept = _keys(self._folder)
+        wanted = [key for key in keys if key in kept]
+        found = zip(wanted, _in_threads(self.reply, wanted), strict=True)
+        return {key: reply for key, reply in found if reply is not None}
+
+    def intend(self, key: str, intent: Intent) -> None:
+        """Write that a call is about to be sent.
+
+        Raises:
+            StorageError: it cannot be written, as on a full disk: do not send.
+        """
+        self._intents.write_json(f"{key}.json", {"schema": SCHEMA, **intent._asdict()})
+
+    def keep(self, key: str, reply: Reply) -> None:
+        """Write the reply to a call.
+
+        Raises:
+            StorageError: it cannot be written: send no further call.
+        """
+        self._folder.write_json(f"{key}.json", {"schema": SCHEMA, **reply._asdict()})
+
+    def spent(self) -> Spent:
+        """Return what all calls in the folder cost, whoever asked them."""
+        answered, tried = sorted(_keys(self._folder)), sorted(_keys(self._intents))
+        replies = dict(zip(answered, _in_threads(self.reply, answered), strict=True))
+        intents = dict(zip(tried, _in_threads(lambda key: _intent(_read(self._intents, key)), tried), strict=True))
+        total = Spent(ignored_files=sum(found is None for found in [*replies.values(), *intents.values()]))
+        for key in {**replies, **intents}:
+            total = _add(total, replies.get(key), intents.get(key) or Intent())
+        return total
+
+
+def _add(total: Spent, reply: Reply | None, intent: Intent) -> Spent:
+    """A reply's tokens are those of all its sends; without one, every send may have been billed."""
+    times, cost = (1, reply) if reply is not None else (intent.sends, intent)
+    return Spent(
+        calls=total.calls + max(intent.sends, 1 if reply is not None else 0),
+        prompt_tokens=total.prompt_tokens + times * cost.prompt_tokens,
+        completion_tokens=total.completion_tokens + times * cost.completion_tokens,
+        usd=None if total.usd is None or (cost.usd is None and times) else total.usd + times * (cost.usd or 0.0),
+        unanswered=total.unanswered + (reply is None and intent.sends > 0),
+        ignored_files=total.ignored_files,
+    )
+
+
+def _keys(folder: Storage) -> set[str]:
+    return {name.removesuffix(".json") for name in folder.names() if name.endswith(".json")}
+
+
+def _read(folder: Storage, key: str) -> dict[str, Any] | None:
+    """Return a file's fields; None where it is missing, torn, or of another schema."""
+    try:
+        found = folder.read_json(f"{key}.json")
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.pop("schema", None) == SCHEMA else None
+
+
+def _reply(fields: dict[str, Any] | None) -> Reply | None:
+    return Reply(**fields) if fields and set(fields) == set(Reply._fields) else None
+
+
+def _intent(fields: dict[str, Any] | None) -> Intent | None:
+    return Intent(**fields) if fields and set(fields) == set(Intent._fields) else None
+
+
+def _in_threads(read: Callable[[str], T], keys: list[str]) -> list[T]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(read, keys))
