@@ -1,4 +1,4 @@
-"""`raystill report`: everything a run wrote -> report.json, report.html, comparisons.csv (no Ray)."""
+"""`raystill report`: everything a run wrote -> report.html, report.json, comparisons.csv, verdicts.csv (no Ray)."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     Raises:
         StageMissing: nothing has been prepared yet.
     """
-    from ray_jobs.reporting.comparisons import compare, to_csv
+    from ray_jobs.reporting.comparisons import compare, to_csv, verdicts_to_csv
     from ray_jobs.reporting.page import render
     from ray_jobs.reporting.run_files import finished_stages, read_run
     from ray_jobs.reporting.summary import summarise
@@ -30,6 +30,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     summary = summarise(found, rows)
     stage.folder.write_json("report.json", summary)
     stage.folder.write_bytes("comparisons.csv", to_csv(rows))
+    stage.folder.write_bytes("verdicts.csv", verdicts_to_csv(found.verdicts))
     stage.folder.write_bytes("report.html", render(page_context(found, summary, rows)))
     page = f"{stage.folder.uri}/report.html"
     return stage.finish(

@@ -7,6 +7,8 @@ from ray_jobs.core.config_file import validate
 from ray_jobs.core.records import Answer, Question, Similarity, content_id
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.judging.pairs import Ruling, make_games, verdict_row
+from ray_jobs.judging.results import compare_models, describe_judge, rank_models
+from ray_jobs.reporting.run_files import RunFiles
 
 AFTER = {
     "prepare": [],
@@ -17,6 +19,7 @@ AFTER = {
     "compress": ["distill"],
 }
 MODELS = ("base", "teacher", "student")
+PAIRS = [("base", "teacher"), ("teacher", "student")]
 TIE_BAND = 0.0005
 COUNTS = {"documents": 16, "chunks": 214, "pairs": 431, "train_rows": 182, "eval_rows": 21, "train_tokens": 91_002}
 SHARES = {"data": 0.01, "forward": 0.3, "backward": 0.6, "optimizer": 0.05, "other": 0.04, "communication": 0.12}
@@ -58,11 +61,13 @@ def plain_answer(question, model, ordinal):
     return f"The {model} says about part {ordinal}: it keeps {'a record' if ordinal % 2 else 'nothing'}."
 
 
-def write_run(storage, questions, *, answer_of=plain_answer, judges=("coverage",), stages=tuple(AFTER), seed=0):
+def write_run(storage, questions, *, answer_of=plain_answer, judges=("coverage",), stages=tuple(AFTER), seed=0, measured=False):
     """Finish `stages` of a run over the questions and return its RunFolder.
 
     Args:
         answer_of: called with (question row, model, ordinal); returns the answer's text.
+        judges: names in the rows; human labels the first third of the questions, in one order.
+        measured: write the judge stage's own statistics too, as it does today; older runs lack them.
     """
     folder = RunFolder(config_of(storage))
     rows = [Question(question_id=content_id(q["question"]), **q).model_dump() for q in questions]
@@ -71,8 +76,45 @@ def write_run(storage, questions, *, answer_of=plain_answer, judges=("coverage",
         after = [stage for stage in AFTER[name] if stage in stages]
         stage = folder.stage(name, sections=["data" if name == "prepare" else name], after=after, force=False)
         write = {"prepare": _prepare, "answer": _answers, "judge": _judge, "compress": _compress}.get(name, _train)
-        stage.finish(**write(stage, rows=rows, answers=answers, judges=judges, draw=random.Random(seed)))
+        stage.finish(**write(stage, rows=rows, answers=answers, judges=judges, draw=random.Random(seed), measured=measured))
     return folder
+
+
+def many_questions(count):
+    """Return the RunFiles of base and teacher on `count` questions with answers of some 60 words and one judge, without a folder."""
+    draw = random.Random(0)
+    rows = [{"question_id": content_id(q["question"]), **q} for q in make_questions(count)]
+    pair, answers, similarities, verdicts = MODELS[:2], {"base": {}, "teacher": {}}, [], []
+    for i, row in enumerate(rows):
+        id_ = row["question_id"]
+        for model in pair:
+            text = f"The {model} says about part {i} in words such as these: " + "it keeps a record and answers in order. " * 6
+            answers[model][id_] = {"text": text, "finish_reason": "stop", "error": "", "completion_tokens": 60}
+            scores = {
+                "cosine": draw.gauss(0.93, 0.004),
+                "sif_cosine": 0.3,
+                "token_f1": 0.2,
+                "oov_share": 0.0,
+                "reason": "",
+                "num_tokens": i % 90,
+            }
+            similarities.append({"answer_id": f"{id_} {model}", "question_id": id_, "model": model, **scores})
+        winner = draw.choice(["a", "b", "tie", None])
+        said = {"question_id": id_, "model_a": pair[0], "model_b": pair[1], "judge": "openai:stub", "winner": winner, "repeat": 0}
+        said |= {"answer_a": f"{id_} base", "answer_b": f"{id_} teacher", "explanation": "Answer 1 covers 2 of 3 statements. " * 4}
+        said |= {
+            "unscored": "" if winner else "no reply",
+            "rubric_sha": "5a",
+            "prompt_tokens": 300,
+            "completion_tokens": 90,
+            "cost_usd": None,
+        }
+        verdicts += [said | {"swapped": False}, said | {"swapped": True}]
+    stage = {"settings": {}}
+    manifests = {"prepare": stage, "answer": stage, "judge": {**stage, "similarity": {"tie_band": TIE_BAND}}}
+    empty = {"finetune_steps": [], "distill_steps": [], "compression": []}
+    found = {"questions": rows, "answers": answers, "similarities": similarities, "verdicts": verdicts}
+    return RunFiles(name="house", provenance={}, manifests=manifests, **found, **empty)
 
 
 def _answer(question, model, text, i):
@@ -120,21 +162,39 @@ def _answers(stage, *, answers, **_):
     return {}
 
 
-def _judge(stage, *, rows, answers, judges, draw):
+def _judge(stage, *, rows, answers, judges, draw, measured):
     flat = [answer for found in answers.values() for answer in found]
-    stage.folder.write_parquet("similarities.parquet", [_similarity(answer, draw) for answer in flat])
-    games = make_games(rows, answers, [("base", "teacher"), ("teacher", "student")])
-    verdicts = []
-    for judge in judges:
-        for first, second in zip(games[::2], games[1::2], strict=True):
-            winner = draw.choices(["a", "b", "tie", None], weights=[42, 46, 10, 2])[0]
-            other = winner if draw.random() > 0.1 or winner is None else "tie"
-            verdicts += [
-                verdict_row(game, _ruling(won, game), judge=judge, rubric_sha="5a" * 8) for game, won in ((first, winner), (second, other))
-            ]
+    german = {row["question_id"] for row in rows if row["language"] == "de"}
+    similarities = [_similarity(answer, draw, answer["question_id"] in german) for answer in flat]
+    stage.folder.write_parquet("similarities.parquet", similarities)
+    verdicts = _verdicts(make_games(rows, answers, PAIRS), judges, draw)
     stage.folder.write_parquet("verdicts.parquet", verdicts)
     similarity = {"vectors": "glove-6b-50d", "right_mean": 0.9304, "wrong_mean": 0.8961, "spread": 0.05, "tie_band": TIE_BAND}
-    return {"judges": [{"name": judge, "model": "minilm-l6"} for judge in judges], "similarity": similarity}
+    told = [{"name": judge, **({} if judge in ("human", "jury") else {"model": "minilm-l6"})} for judge in judges]
+    if not measured:
+        return {"judges": told, "similarity": similarity}
+    human = "human" if "human" in judges else None
+    cards = {j: describe_judge(verdicts, j, similarities, seed=0, human=human if j != human else None) for j in judges}
+    return {
+        "judges": [{**entry, "card": cards[entry["name"]]} for entry in told],
+        "similarity": similarity | {"scales": {"cosine": similarity}},
+        "pairs": compare_models(PAIRS, list(judges), verdicts, similarities, tie_bands={"cosine": TIE_BAND}, seed=0),
+        "ranking": {judge: rank_models(verdicts, judge, seed=0) for judge in judges},
+    }
+
+
+def _verdicts(games, judges, draw):
+    verdicts = []
+    for judge in judges:
+        for i, (first, second) in enumerate(zip(games[::2], games[1::2], strict=True)):
+            winner = draw.choices(["a", "b", "tie", None], weights=[42, 46, 10, 2])[0]
+            other = winner if draw.random() > 0.1 or winner is None else "tie"
+            if judge != "human":
+                said = ((first, winner), (second, other))
+                verdicts += [verdict_row(game, _ruling(won, game), judge=judge, rubric_sha="5a" * 8) for game, won in said]
+            elif i < len(games) / 6:
+                verdicts.append(verdict_row(first, Ruling(winner or "tie"), judge=judge, rubric_sha=""))
+    return verdicts
 
 
 def _ruling(winner, game):
@@ -144,8 +204,8 @@ def _ruling(winner, game):
     return Ruling(winner, f"Answer 1 covers 2 of 3 statements.\nMissing: {game.reference[:80]}\nAnswer 2 covers {second} of 3.")
 
 
-def _similarity(answer, draw):
-    cosine = None if draw.random() < 0.03 else draw.gauss(0.93, 0.004)
+def _similarity(answer, draw, is_german):
+    cosine = None if is_german or draw.random() < 0.03 else draw.gauss(0.93, 0.004)
     return Similarity(
         answer_id=answer["answer_id"],
         question_id=answer["question_id"],

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Literal
 
-from ray_jobs.core.records import Comparison, Winner
+from ray_jobs.core.records import Comparison, Verdict, Winner
 from ray_jobs.judging.pairs import PairResult, pair_results
 from ray_jobs.judging.similarity import cos_winner
 from ray_jobs.reporting.run_files import MODELS, RunFiles
@@ -24,7 +24,7 @@ FIRST_COLUMNS = (
     "cos_winner",
     "explanation",
 )
-_SIDE: dict[Winner | None, Side] = {"a": "1", "b": "2", "tie": "tie", None: "unscored"}
+SIDE_OF: dict[Winner | None, Side] = {"a": "1", "b": "2", "tie": "tie", None: "unscored"}
 
 
 def judges_of(run: RunFiles) -> list[str]:
@@ -88,10 +88,10 @@ def _comparison(
         sample_answer=question["reference"],
         answer_1=texts[0],
         answer_2=texts[1],
-        llm_winner=_SIDE[result.winner if result else None],
+        llm_winner=SIDE_OF[result.winner if result else None],
         similarity_1=similarities[0],
         similarity_2=similarities[1],
-        cos_winner=_SIDE[cos_winner(*similarities, tie_band=tie_band)],
+        cos_winner=SIDE_OF[cos_winner(*similarities, tie_band=tie_band)],
         explanation=(result.explanation or result.unscored) if result else "",
     )
 
@@ -102,8 +102,17 @@ def to_csv(rows: Iterable[Comparison]) -> bytes:
     A spreadsheet may take a text that begins with "=" for a formula: open the file as text there.
     """
     columns = [*FIRST_COLUMNS, *(name for name in Comparison.model_fields if name not in FIRST_COLUMNS)]
+    return _csv(columns, (row.model_dump() for row in rows))
+
+
+def verdicts_to_csv(verdicts: Iterable[dict[str, Any]]) -> bytes:
+    """Return every verdict of every judge, order and repeat as CSV, but for the raw replies, which stay in verdicts.parquet."""
+    return _csv([name for name in Verdict.model_fields if name != "raw"], verdicts)
+
+
+def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> bytes:
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns)
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(row.model_dump() for row in rows)
+    writer.writerows(rows)
     return buffer.getvalue().encode()

@@ -7,6 +7,7 @@ from typing import Any
 from ray_jobs.core.records import Comparison, Winner
 from ray_jobs.judging.agreement import agreement
 from ray_jobs.judging.power import questions_needed
+from ray_jobs.judging.results import SIMILARITY
 from ray_jobs.judging.win_rates import win_rate
 from ray_jobs.reporting.comparisons import Side
 
@@ -25,10 +26,10 @@ def matches(comparisons: Iterable[Comparison]) -> list[Finding]:
     found = []
     for pair, rows in _grouped(comparisons, lambda row: (row.model_1, row.model_2)):
         by_judge = _grouped(rows, lambda row: row.judge)
-        found += [_match(pair, judge, [row.llm_winner for row in judged]) for judge, judged in by_judge if judge]
+        found += [match_of(pair, judge, f"{judge} judge", [row.llm_winner for row in judged]) for judge, judged in by_judge if judge]
         once = by_judge[0][1]
         if any(row.cos_winner != "unscored" for row in once):
-            found.append(_match(pair, None, [row.cos_winner for row in once]))
+            found.append(match_of(pair, None, SIMILARITY, [row.cos_winner for row in once], metric=SIMILARITY))
     return found
 
 
@@ -44,13 +45,24 @@ def agreements(comparisons: Iterable[Comparison], *, seed: int) -> list[Finding]
     return [_agreement(model_1, model_2, judge, rows, seed) for (model_1, model_2, judge), rows in groups if judge]
 
 
-def _match(pair: tuple[str, str], judge: str | None, winners: list[Side]) -> Finding:
+def match_of(pair: tuple[str, str], judge: str | None, measure: str, winners: list[Side], *, metric: str | None = None) -> Finding:
+    """Return one row of `matches`.
+
+    `questions_needed` counts decided questions, `questions_asked` those to ask where as many stay undecided as here.
+
+    Args:
+        judge: its name, or None where `metric` says what sides with a model.
+        measure: either in words.
+        winners: one a question.
+    """
     result = win_rate(_SECOND_IS_A[winner] for winner in winners)
+    decided = (result.wins_a + result.wins_b) / len(winners) if winners else 0.0
     return {
         "model_1": pair[0],
         "model_2": pair[1],
         "judge": judge,
-        "measure": f"{judge} judge" if judge else "similarity",
+        "metric": metric,
+        "measure": measure,
         "wins_1": result.wins_b,
         "wins_2": result.wins_a,
         "ties": result.ties,
@@ -60,6 +72,7 @@ def _match(pair: tuple[str, str], judge: str | None, winners: list[Side]) -> Fin
         "high": result.high,
         "p_value": result.p_value,
         "questions_needed": questions_needed(result.rate) if result.rate is not None else None,
+        "questions_asked": questions_needed(result.rate, decided_share=decided) if result.rate is not None else None,
     }
 
 
@@ -80,7 +93,13 @@ def _agreement(model_1: str, model_2: str, judge: str, rows: list[Comparison], s
         "kappa": full.kappa,
         "low": full.low,
         "high": full.high,
-        "decided": {"num_questions": decided.num, "kappa": decided.kappa, "low": decided.low, "high": decided.high},
+        "decided": {
+            "num_questions": decided.num,
+            "agreed": decided.table[0][0] + decided.table[1][1],
+            "kappa": decided.kappa,
+            "low": decided.low,
+            "high": decided.high,
+        },
     }
 
 

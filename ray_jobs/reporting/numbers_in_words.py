@@ -13,7 +13,7 @@ def number(value: object, decimals: int | None = None) -> str:
     if not math.isfinite(value):
         return NONE
     if isinstance(value, int) or decimals is not None:
-        return _minus(f"{value:,.{decimals or 0}f}")
+        return _minus(f"{value:z,.{decimals or 0}f}")
     digits = 3 - (math.floor(math.log10(abs(value))) if value else 0)
     return _minus(f"{value:,.{min(max(digits, 0), 6)}f}")
 

@@ -12,6 +12,9 @@ from markupsafe import Markup
 
 from ray_jobs.reporting import numbers_in_words as words
 
+SCRIPTS = ("text.js", "report.js", "labelling.js")
+"""In this order they are one script of the page."""
+
 
 def render(context: Mapping[str, Any]) -> bytes:
     """Return the page.
@@ -19,7 +22,7 @@ def render(context: Mapping[str, Any]) -> bytes:
     Style and script stand inside it; a content security policy names their hashes, so that nothing else is
     applied, run or loaded, even if an escape were forgotten.
     """
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _asset("report.css"), Markup("").join(map(_asset, SCRIPTS))
     page = _environment().get_template("report.html.jinja")
     html = page.render(context, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script))
     return html.encode()

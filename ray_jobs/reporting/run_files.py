@@ -60,6 +60,11 @@ class RunFiles:
         return float(self.manifests.get("judge", {}).get("similarity", {}).get("tie_band", 0.0))
 
     @property
+    def vectors(self) -> str | None:
+        """The name of the word vectors that similarity stands on; None before the judge stage."""
+        return self.manifests.get("judge", {}).get("similarity", {}).get("vectors")
+
+    @property
     def seed(self) -> int:
         """Seed of the bootstrap intervals: the judge stage's, so that both print the same figures."""
         return int(self.manifests.get("judge", {}).get("settings", {}).get("run.seed", 0))

@@ -16,18 +16,27 @@ def name(model: str) -> str:
     return NAMES.get(model, model)
 
 
+def noun(model: str) -> str:
+    """Return what a sentence calls a model, to follow "the"."""
+    return _NOUNS.get(model, model)
+
+
 def verdict_sentence(match: Mapping[str, Any]) -> str:
     """Return what one judge's wins show about the second model of a pair, with the figures."""
-    first, second = (_NOUNS.get(match[key], match[key]) for key in ("model_1", "model_2"))
-    figures = f"{match['wins_2']}:{match['wins_1']}" + (f" with {match['ties']} tie{'s' * (match['ties'] > 1)}" if match["ties"] else "")
     test = f", {p_value(match['p_value'])}" if match["p_value"] is not None else ""
-    return f"The {second} {_relation(match)} the {first}: {match['measure']} {figures}{test}."
+    return f"The {noun(match['model_2'])} {relation(match)} the {noun(match['model_1'])}: {match['measure']} {score(match)}{test}."
+
+
+def score(match: Mapping[str, Any]) -> str:
+    """Return the second model's wins to the first's, and the ties."""
+    ties = f" with {match['ties']} tie{'s' * (match['ties'] > 1)}" if match["ties"] else ""
+    return f"{match['wins_2']}:{match['wins_1']}{ties}"
 
 
 def agreement_sentence(agreement: Mapping[str, Any]) -> str:
     """Return how far a judge and similarity agree on one pair."""
     return (
-        f"{_capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: the {agreement['judge']} judge and word-vector "
+        f"{capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: the {agreement['judge']} judge and word-vector "
         f"similarity agree on {agreement['agreed']} of {agreement['num_questions']} questions (kappa {number(agreement['kappa'], 2)})."
     )
 
@@ -46,7 +55,8 @@ def loss_sentence(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _relation(match: Mapping[str, Any]) -> str:
+def relation(match: Mapping[str, Any]) -> str:
+    """Return what the exact test shows: that the second model "is better than" the first, "is worse than", or neither."""
     if match["p_value"] is None:
         return "cannot be compared with"
     if match["p_value"] >= SIGNIFICANCE:
@@ -54,7 +64,8 @@ def _relation(match: Mapping[str, Any]) -> str:
     return "is better than" if match["wins_2"] > match["wins_1"] else "is worse than"
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Return a text that begins a sentence."""
     return text[:1].upper() + text[1:]
 
 
@@ -65,13 +76,19 @@ def judge_in_words(judge: str, told: Mapping[str, Any], settings: Mapping[str, A
         told: what the judge stage says about it: `model`, `base_url`.
         settings: those of the judge stage, by dotted name.
     """
-    model = told.get("model", "a model that is not named")
+    model = told.get("model")
     if judge == "coverage":
         return (
             f"An offline judge, not a language model. It splits the sample answer into its statements and measures with {model} "
             f"which of them each answer covers (cosine from {settings.get('judge.coverage_threshold', NONE)}). It sees what is said, "
             "not whether the rest is true."
         )
+    if judge == "human":
+        return "People, whose labels were imported: they calibrate the other judges."
+    if judge == "jury":
+        return "What more than half of the language models among the judges say of a question, else a tie."
+    if not told.get("model"):
+        return "Verdicts that were made elsewhere and imported."
     endpoint = told.get("base_url") or "its provider's default endpoint"
     return f"The model that answers to the name {model} at {endpoint}, asked in both orders of each pair of answers."
 
@@ -79,6 +96,6 @@ def judge_in_words(judge: str, told: Mapping[str, Any], settings: Mapping[str, A
 def power_sentence(match: Mapping[str, Any]) -> str:
     """Return how many decided questions would show the win rate that was seen."""
     return (
-        f"{_capital(name(match['model_1']))} against {name(match['model_2'])}, {match['measure']}: a true win rate of "
+        f"{capital(name(match['model_1']))} against {name(match['model_2'])}, {match['measure']}: a true win rate of "
         f"{percent(match['win_rate'])} would show with about {number(match['questions_needed'])} decided questions."
     )

@@ -1,34 +1,48 @@
 """report.json: every number of the report, for machines, and the sentences it opens with."""
 
+from collections import Counter
 from typing import Any
 
 from ray_jobs.core.records import SCHEMA_VERSION, Comparison
 from ray_jobs.judging.pairs import pair_results
-from ray_jobs.judging.results import describe_judge, rank_models
-from ray_jobs.reporting.comparisons import judges_of
-from ray_jobs.reporting.findings import agreements, matches
+from ray_jobs.judging.results import SIMILARITY, describe_judge, rank_models
+from ray_jobs.reporting.answer import HUMAN, answer_sentence, coverage_sentences, leading_judge
+from ray_jobs.reporting.comparisons import judges_of, pairs_of
+from ray_jobs.reporting.findings import Finding, agreements, matches
+from ray_jobs.reporting.languages import language_sentences, languages
+from ray_jobs.reporting.measures import judging_facts, length_correlations, more_matches
 from ray_jobs.reporting.run_files import RunFiles
 from ray_jobs.reporting.sentences import agreement_sentence, loss_sentence, verdict_sentence
 from ray_jobs.reporting.training_view import training_summary
 
+NOT_ASKED = ("not asked", "budget")
+"""How the reason begins where a judge was stopped before a question came up."""
+MOST_REASONS = 5
 OWN_FACTS = {"stage", "id", "settings", "inputs", "seconds", "driver_peak_bytes", "headline", "next"}
 
 
 def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
     """Return the report as JSON values; `answer` is its first sentence, `sentences` are those that follow."""
-    found, agreed = matches(comparisons), agreements(comparisons, seed=run.seed)
-    sentences = _sentences(run, found, agreed)
+    found = sorted([*matches(comparisons), *more_matches(run)], key=lambda match: pairs_of(run).index((match["model_1"], match["model_2"])))
+    agreed = agreements(comparisons, seed=run.seed)
+    judges = [_judge(run, judge) for judge in judges_of(run)]
+    spoken = languages(run, comparisons)
+    sentences = _sentences(run, found, agreed, judges) + language_sentences(spoken, run.vectors)
     return {
         "schema_version": SCHEMA_VERSION,
         "run": run.name,
         "answer": sentences[0],
         "sentences": sentences[1:],
+        "leading_judge": leading_judge(judges),
         "missing": run.missing,
         "outdated": run.outdated,
         "counts": {"questions": len(run.questions), **run.manifests.get("prepare", {}).get("counts", {})},
         "matches": found,
         "agreement": agreed,
-        "judges": [_judge(run, judge) for judge in judges_of(run)],
+        "judges": judges,
+        "judging": judging_facts(run),
+        "languages": spoken,
+        "length_correlation": length_correlations(run),
         "ranking": {judge: rank_models(run.verdicts, judge, seed=run.seed) for judge in judges_of(run)},
         "losses": {stage: run.manifests.get(stage, {}).get("eval", {}) for stage in ("finetune", "distill")},
         "training": training_summary(run),
@@ -38,15 +52,26 @@ def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
     }
 
 
-def _sentences(run: RunFiles, found: list[dict[str, Any]], agreed: list[dict[str, Any]]) -> list[str]:
-    """One sentence a pair from the first judge, then how far the two measures agree on the first pair."""
-    first_judge = next(iter(judges_of(run)), None)
-    verdicts = [verdict_sentence(match) for match in found if match["judge"] and match["judge"] == first_judge]
-    doubts = [agreement_sentence(item) for item in agreed[:1] if item["num_questions"]]
-    return [*verdicts, *doubts] or [loss_sentence(run.manifests)]
+def _sentences(run: RunFiles, found: list[Finding], agreed: list[Finding], judges: list[Finding]) -> list[str]:
+    """The answer, one sentence for each further pair, what the budget left out, and how far judge and similarity agree."""
+    leading = leading_judge(judges)
+    by_leading = [match for match in found if match["judge"] and match["judge"] == leading]
+    if not by_leading:
+        return [loss_sentence(run.manifests)]
+    first = by_leading[0]
+    same_pair = [match for match in found if (match["model_1"], match["model_2"]) == (first["model_1"], first["model_2"])]
+    similarity = next((match for match in same_pair if match["metric"] == SIMILARITY), None)
+    usability = next(judge["card"]["usability"] for judge in judges if judge["judge"] == leading)
+    doubts = [agreement_sentence(item) for item in agreed if item["judge"] == leading and item["num_questions"]][:1]
+    return [
+        answer_sentence(first, similarity, usability),
+        *(verdict_sentence(match) for match in by_leading[1:]),
+        *coverage_sentences(judges),
+        *doubts,
+    ]
 
 
-def _judge(run: RunFiles, judge: str) -> dict[str, Any]:
+def _judge(run: RunFiles, judge: str) -> Finding:
     rows = [row for row in run.verdicts if row["judge"] == judge]
     results = pair_results(rows, judge)
     scored = [result for result in results if result.winner is not None]
@@ -56,13 +81,22 @@ def _judge(run: RunFiles, judge: str) -> dict[str, Any]:
         "rubric_sha": sorted({row["rubric_sha"] for row in rows}),
         "verdicts": len(rows),
         "unscored": sum(row["winner"] is None for row in rows),
+        "unscored_reasons": dict(Counter(row["unscored"] for row in rows if row["winner"] is None).most_common(MOST_REASONS)),
         "pairs": len(results),
+        "not_asked": sum(result.winner is None and result.unscored.startswith(NOT_ASKED) for result in results),
         "consistent_share": sum(result.consistent for result in scored) / len(scored) if scored else None,
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
         "completion_tokens": sum(row["completion_tokens"] for row in rows),
         "cost_usd": sum(costs) if costs else None,
-        "card": describe_judge(run.verdicts, judge, run.similarities, seed=run.seed),
+        "card": _card(run, judge),
     }
+
+
+def _card(run: RunFiles, judge: str) -> Finding:
+    """The card of the judge stage, which alone knows its canaries; where it wrote none, what the verdicts tell."""
+    told = next((entry for entry in run.manifests["judge"].get("judges", []) if entry["name"] == judge), {})
+    human = HUMAN if HUMAN in judges_of(run) and judge != HUMAN else None
+    return told.get("card") or describe_judge(run.verdicts, judge, run.similarities, seed=run.seed, human=human)
 
 
 def _stage(manifest: dict[str, Any]) -> dict[str, Any]:

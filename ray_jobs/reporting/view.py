@@ -4,14 +4,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ray_jobs.core.records import Comparison
+from ray_jobs.judging.results import SIMILARITY
 from ray_jobs.reporting.browser import browser
 from ray_jobs.reporting.charts import Chart, Points, line_chart
 from ray_jobs.reporting.comparisons import pairs_of
 from ray_jobs.reporting.compression_view import compression_view
+from ray_jobs.reporting.evidence_view import evidence_view
 from ray_jobs.reporting.findings import SCORED
-from ray_jobs.reporting.numbers_in_words import number, percent, size
+from ray_jobs.reporting.judge_view import judge_view, jury_sentences
+from ray_jobs.reporting.languages import language_name
+from ray_jobs.reporting.measures import IN_WORDS, judging_facts
+from ray_jobs.reporting.numbers_in_words import NONE, number, size
 from ray_jobs.reporting.run_files import Rows, RunFiles
-from ray_jobs.reporting.sentences import NAMES, judge_in_words, name, power_sentence
+from ray_jobs.reporting.sentences import NAMES, name, power_sentence
 from ray_jobs.reporting.training_view import training_view
 
 Items = list[tuple[str, Any]]
@@ -33,15 +38,21 @@ def page_context(run: RunFiles, summary: Mapping[str, Any], comparisons: Iterabl
     return {
         "run": run.name,
         "names": NAMES,
-        "answer": [summary["answer"], *summary["sentences"]],
-        "facts": list(_facts(summary)),
+        "claim": summary["answer"].partition(": ")[0] if ": " in summary["answer"] else summary["answer"],
+        "evidence": summary["answer"].partition(": ")[2],
+        "sentences": summary["sentences"],
+        "facts": [*_totals(summary), *_facts(summary)],
         "missing": run.missing,
         "outdated": run.outdated,
         "matches": summary["matches"],
-        "power": [power_sentence(match) for match in summary["matches"] if match["questions_needed"]],
+        "power": [power_sentence(match) for match in _named(summary["matches"]) if match["questions_needed"]],
         "agreement": [_agreement(item, pairs_of(run)) for item in summary["agreement"]],
-        "judges": [_judge(judge, run) for judge in summary["judges"]],
+        "leading": summary["leading_judge"],
+        "evidence_plots": evidence_view(run, summary),
+        "jury": jury_sentences(summary["judging"]),
+        "judges": [judge_view(judge, run) for judge in summary["judges"]],
         "similarity": _similarity(run),
+        "languages": _languages(summary["languages"], summary["leading_judge"]),
         "curves": [curve for curve in curves if curve],
         "losses": list(_losses(summary["losses"])),
         "training": training_view(summary["training"]),
@@ -72,6 +83,22 @@ def _series(steps: Rows, total: str, parts: str, term: str | None) -> Points:
     ]
 
 
+def _named(matches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of judges and of the cosine; the other similarities stand in the tables alone."""
+    return [match for match in matches if match["judge"] or match["metric"] == SIMILARITY]
+
+
+def _totals(summary: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Who won, by the leading judge and by similarity, on the first pair."""
+    matches = summary["matches"]
+    first = [match for match in matches if (match["model_1"], match["model_2"]) == (matches[0]["model_1"], matches[0]["model_2"])]
+    for match in _named(first):
+        if match["judge"] in (None, summary["leading_judge"]):
+            undecided = [f"{number(match[key])} {word}" for key, word in (("ties", "ties"), ("unscored", "not scored")) if match[key]]
+            sides = f"{name(match['model_2'])} : {name(match['model_1'])}, of {number(summary['counts']['questions'])} questions"
+            yield _fact(f"Winner by {match['measure']}", f"{match['wins_2']}\u202f:\u202f{match['wins_1']}", "; ".join([sides, *undecided]))
+
+
 def _facts(summary: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     finetune, distill = summary["losses"]["finetune"], summary["losses"]["distill"]
     yield _fact("Questions", number(summary["counts"]["questions"]), "each with a sample answer")
@@ -97,47 +124,52 @@ def _agreement(item: Mapping[str, Any], pairs: list[tuple[str, str]]) -> dict[st
     return {**item, "labels": labels, "pair_index": pairs.index((item["model_1"], item["model_2"]))}
 
 
-def _judge(judge: Mapping[str, Any], run: RunFiles) -> dict[str, Any]:
-    manifest = run.manifests["judge"]
-    told: Mapping[str, Any] = next((entry for entry in manifest.get("judges", []) if entry["name"] == judge["judge"]), {})
-    usability = judge["card"]["usability"]
-    facts: Items = [
-        ("Can it be believed?", f"{usability['word']}: {'; '.join(usability['reasons'])}" if usability["reasons"] else usability["word"]),
-        ("Verdicts", f"{number(judge['verdicts'])} over {number(judge['pairs'])} pairs of answers, each in both orders"),
-        ("Not scored", number(judge["unscored"])),
-        # the coverage judge scores each answer by itself, so its winner cannot depend on the order
-        *([] if judge["judge"] == "coverage" else [("Same winner in both orders", percent(judge["consistent_share"]))]),
-        ("Rubric (hash)", ", ".join(judge["rubric_sha"])),
-    ]
-    if judge["prompt_tokens"]:
-        facts.append(("Tokens read and written", f"{number(judge['prompt_tokens'])} and {number(judge['completion_tokens'])}"))
-        cost = judge["cost_usd"]
-        facts.append(("Cost", "unknown (no price in the config)" if cost is None else f"{cost:.2f} USD"))
-    return {"name": judge["judge"], "kind": judge_in_words(judge["judge"], told, manifest["settings"]), "facts": facts}
-
-
 def _similarity(run: RunFiles) -> dict[str, Any] | None:
     if not run.similarities:
         return None
     told = run.manifests["judge"].get("similarity", {})
     facts: Items = [
         ("Word vectors", told.get("vectors")),
+        *([] if told.get("scales") else _scale_of_cosine(told, run.tie_band)),
+        ("Answers without a score", f"{sum(row['cosine'] is None for row in run.similarities)} of {len(run.similarities)}"),
+    ]
+    return {"kind": SIMILARITY_IN_WORDS, "facts": facts, "scales": list(_scales(told.get("scales", {}), judging_facts(run)))}
+
+
+def _scale_of_cosine(told: Mapping[str, Any], tie_band: float) -> Items:
+    return [
         ("Mean cosine to the question's own sample answer", number(told.get("right_mean"), 4)),
         ("Mean cosine to other questions' sample answers", number(told.get("wrong_mean"), 4)),
-        ("Differences up to this count as a tie", number(run.tie_band, 5)),
-        ("Answers without a score", f"{sum(row['cosine'] is None for row in run.similarities)} of {len(run.similarities)}"),
-        *_unknown_words(run),
+        ("Differences up to this count as a tie", number(tie_band, 5)),
     ]
-    return {"kind": SIMILARITY_IN_WORDS, "facts": facts}
 
 
-def _unknown_words(run: RunFiles) -> Items:
-    """Share of words without a vector by the question's language: English vectors know hardly any German words."""
-    language_of = {question["question_id"]: question["language"] for question in run.questions}
-    shares: dict[str, list[float]] = {}
-    for row in run.similarities:
-        shares.setdefault(language_of.get(row["question_id"], "?"), []).append(row["oov_share"])
-    return [(f"Words without a vector, language {key}", percent(sum(found) / len(found))) for key, found in sorted(shares.items())]
+def _scales(scales: Mapping[str, Any], judged: list[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Return one written line a metric: what its values mean in this run, and how far apart the first pair's are."""
+    margins = judged[0].get("margins", {}) if judged else {}
+    for metric, scale in scales.items():
+        margin = margins.get(SIMILARITY if metric == "cosine" else metric, {}).get("median")
+        figures = (scale["right_mean"], scale["wrong_mean"], margin, scale["tie_band"])
+        yield [IN_WORDS.get(metric, metric), *(number(value, 4) for value in figures)]
+
+
+def _languages(found: Iterable[Mapping[str, Any]], leading: str | None) -> dict[str, Any]:
+    """Return `heads` (a pair of models by the leading judge or by similarity) and `rows`, one a language, with its `wins` below them."""
+    heads: dict[str, None] = {}
+    rows = []
+    for entry in found:
+        told = [match for match in _named(entry["matches"]) if match["judge"] in (None, leading)]
+        wins = {f"{name(m['model_1'])} : ties : {name(m['model_2'])}, {m['measure']}": m for m in told}
+        heads |= dict.fromkeys(wins)
+        reasons = "; ".join(f"{reason} ({number(count)})" for reason, count in entry["reasons"].items())
+        rows.append({**entry, "name": language_name(entry["language"]), "reasons": reasons, "told": wins})
+    for row in rows:
+        row["wins"] = [_wins(row["told"].get(head)) for head in heads]
+    return {"heads": list(heads), "rows": rows}
+
+
+def _wins(match: Mapping[str, Any] | None) -> str:
+    return NONE if match is None else f"{match['wins_1']} : {match['ties']} : {match['wins_2']}"
 
 
 def _losses(losses: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

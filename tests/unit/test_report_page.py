@@ -48,7 +48,7 @@ def attacked(tmp_path_factory):
 
 def test_it_opens_on_the_answer_and_names_the_judge(page):
     heading = re.search(r"<h1>(.*?)</h1>", page, re.S)[1]
-    assert "fine-tuned model" in heading and "coverage judge" in heading and "p = " in heading
+    assert "fine-tuned model" in heading and "coverage judge" in heading and "p = " in heading and "interval" in heading
     assert "not a language model" in page and "GPT-4" not in page
 
 
@@ -68,7 +68,7 @@ def test_it_shows_the_parts_that_were_asked_for(page):
 
 def test_plots_have_titles_and_descriptions(page):
     pictures = re.findall(r'<svg[^>]*role="img" aria-labelledby="(\S+) (\S+)"', page)
-    assert len(pictures) == 4
+    assert len(pictures) == 8
     for name in (identifier for pair in pictures for identifier in pair):
         assert f'id="{name}">' in page
 

@@ -1,10 +1,8 @@
-// The browsable table of questions. Text from models only ever becomes textContent.
-"use strict";
+// The browsable table of questions: rows are made when they come into sight, so that 10,000 open as fast as 100.
 (() => {
   const PAGE = 50;
   const WORDS = { tie: "tie", unscored: "not scored" };
-  const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const MOST_PRINTED = 500;
   const form = document.getElementById("filters");
   const list = document.getElementById("entries");
   const count = document.getElementById("count");
@@ -12,47 +10,39 @@
   let matching = [];
   let shown = 0;
 
-  const element = (tag, className, text) => {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    if (text !== undefined) node.textContent = text;
-    return node;
-  };
   const figure = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-
-  // Marks that are invisible or turn the reading direction are written out, so that nobody is misled by them.
-  const prose = (text, language) => {
-    const node = element("p", "prose");
-    node.dir = "auto";
-    if (language) node.lang = language;
-    let end = 0;
-    for (const found of text.matchAll(CONTROLS)) {
-      node.append(text.slice(end, found.index));
-      node.append(element("span", "control", "U+" + found[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0")));
-      end = found.index + found[0].length;
-    }
-    node.append(text.slice(end));
-    return node;
-  };
 
   const winnerOf = (pair, winner) => (winner === "1" ? pair.model_1 : winner === "2" ? pair.model_2 : winner);
   const badge = (pair, winner) => {
     const who = winnerOf(pair, winner);
     return element("span", `name ${who}`, WORDS[who] || data.models[who]);
   };
-  const apart = (judged, met) => judged.winner !== met.cos_winner && "12".includes(judged.winner) && "12".includes(met.cos_winner);
+  const opposite = (one, other) => one !== other && "12".includes(one) && "12".includes(other);
+  const apart = (judged, met) => opposite(judged.winner, met.cos_winner);
+  const UNSCORED = { winner: "unscored", consistent: true, said: [] };
+  const DISAGREEMENTS = {
+    "": () => true,
+    similarity: apart,
+    judges: (judged, met) => Object.values(met.judged).some((other) => opposite(judged.winner, other.winner)),
+    orders: (judged) => !judged.consistent,
+  };
 
   const view = () => {
     const pair = data.pairs[Number(form.pair.value)] || data.pairs[0];
     const judge = form.judge.value;
-    return { pair, judge, met: (q) => q.met[pair.key], judged: (q) => q.met[pair.key].judged[judge] || { winner: "unscored", explanation: "" } };
+    return { pair, judge, met: (q) => q.met[pair.key], judged: (q) => q.met[pair.key].judged[judge] || UNSCORED };
   };
 
-  const haystacks = data.questions.map((q) => {
-    const answers = Object.values(q.answers).map((a) => a.text);
-    const reasons = Object.values(q.met).flatMap((m) => Object.values(m.judged).map((j) => j.explanation));
-    return [q.question, q.reference, q.topic, ...answers, ...reasons].join("\n").toLocaleLowerCase();
-  });
+  // Made by the first search alone: they double what the page holds in memory.
+  const haystacks = [];
+  const haystack = (q, i) => {
+    if (haystacks[i] === undefined) {
+      const answers = Object.values(q.answers).map((a) => a.text);
+      const reasons = Object.values(q.met).flatMap((m) => Object.values(m.judged).flatMap((j) => j.said.map((opinion) => opinion.text)));
+      haystacks[i] = [q.question, q.reference, q.topic, ...answers, ...reasons].join("\n").toLocaleLowerCase();
+    }
+    return haystacks[i];
+  };
 
   const select = (now) => {
     const words = form.search.value.toLocaleLowerCase().split(/\s+/).filter(Boolean);
@@ -60,8 +50,8 @@
     return data.questions.filter((q, i) =>
       wants("topic", q.topic) && wants("language", q.language) &&
       wants("judged", now.judged(q).winner) && wants("cosine", now.met(q).cos_winner) &&
-      (!form.apart.checked || apart(now.judged(q), now.met(q))) &&
-      words.every((word) => haystacks[i].includes(word)));
+      DISAGREEMENTS[form.apart.value](now.judged(q), now.met(q)) &&
+      words.every((word) => haystack(q, i).includes(word)));
   };
   const width = (q, now) => Math.abs(now.met(q).margin ?? -1);
   const ORDERS = {
@@ -103,13 +93,32 @@
     return box;
   };
 
+  const ORDER_WORDS = { 1: "with answer 1 read first", 2: "with answer 2 read first" };
+  const readFirst = (first) => {
+    const orders = [...new Set(first)];
+    const times = first.length > orders.length ? `, ${first.length} times` : "";
+    return (orders.length === 2 ? "in both orders" : ORDER_WORDS[orders[0]]) + times;
+  };
+  // What one judge says of one question: one column for each different opinion, as orders and repeats brought them.
+  const opinions = (pair, name, judged) => {
+    const title = element("h4", "", `What the ${name} judge says: `);
+    title.append(badge(pair, judged.winner));
+    const columns = element("div", judged.said.length > 1 ? "opinions" : "opinion");
+    for (const opinion of judged.said) {
+      const box = element("div");
+      const head = element("p", "scores");
+      head.append(badge(pair, opinion.winner), ` ${readFirst(opinion.first)}`);
+      box.append(head, prose(opinion.text || "No explanation given."));
+      columns.append(box);
+    }
+    const note = element("p", "note", "Its verdicts differ, so they count as a tie.");
+    return judged.consistent ? [title, columns] : [title, columns, note];
+  };
+
   const body = (q, now) => {
     const met = now.met(q);
     const node = element("div", "body");
-    node.append(element("h4", "", "Sample answer"));
-    const sample = element("div", "sample");
-    sample.append(prose(q.reference, q.language));
-    node.append(sample);
+    node.append(...sampleAnswer(q));
     const answers = element("div", "answers");
     for (const [side, model] of [["1", now.pair.model_1], ["2", now.pair.model_2]]) {
       const won = [now.judged(q).winner === side ? "the judge" : "", met.cos_winner === side ? "similarity" : ""].filter(Boolean);
@@ -117,12 +126,7 @@
     }
     node.append(answers);
     const reasons = element("div", "reasons");
-    for (const [name, judged] of Object.entries(met.judged)) {
-      const title = element("h4", "", `What the ${name} judge says: `);
-      title.append(badge(now.pair, judged.winner));
-      reasons.append(title, prose(judged.explanation || "No explanation given."));
-      if (judged.note) reasons.append(element("p", "note", judged.note));
-    }
+    for (const [name, judged] of Object.entries(met.judged)) reasons.append(...opinions(now.pair, name, judged));
     node.append(reasons);
     return node;
   };
@@ -173,7 +177,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && event.target === form.search) { form.search.value = ""; refresh(); return; }
-    if (typing(event.target)) return;
+    if (typing(event.target) || document.body.classList.contains("blind")) return;
     if (event.key === "/") { event.preventDefault(); form.search.focus(); }
     if (event.key === "j") move(1);
     if (event.key === "k") move(-1);
@@ -188,12 +192,10 @@
     show(shown + PAGE);
     entries()[first]?.firstElementChild.focus();
   });
-  document.querySelectorAll("[data-contradictions]").forEach((button) => button.addEventListener("click", () => {
+  // A button of the page, as the count in a 2x2 table, sets the filters that it names.
+  document.querySelectorAll("button[data-pair]").forEach((button) => button.addEventListener("click", () => {
     form.reset();
-    form.pair.value = button.dataset.pair;
-    form.judge.value = button.dataset.contradictions;
-    form.apart.checked = true;
-    form.order.value = "widest";
+    for (const [field, value] of Object.entries(button.dataset)) form[field].value = value;
     setTimeout(() => { refresh(); document.getElementById("questions").scrollIntoView(); });
   }));
 
@@ -210,8 +212,9 @@
   let before = null;
   window.addEventListener("beforeprint", () => {
     before = { shown, open: new Set(entries().filter((node) => node.open).map((node) => node.id)) };
-    show(matching.length);
+    show(Math.max(shown, Math.min(matching.length, MOST_PRINTED)));
     entries().forEach((node) => node.fill());
+    if (shown < matching.length) count.textContent += `; a print stops there: filter, or take comparisons.csv`;
   });
   window.addEventListener("afterprint", () => {
     if (!before) return;
