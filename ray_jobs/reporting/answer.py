@@ -5,7 +5,7 @@ from typing import Any
 
 from ray_jobs.judging.judge_verdict import MIN_HUMAN_LABELS
 from ray_jobs.reporting.numbers_in_words import number, p_value, percent
-from ray_jobs.reporting.sentences import noun, relation, score
+from ray_jobs.reporting.sentences import capital, noun, relation, score, who_judges
 
 Finding = Mapping[str, Any]
 HUMAN, JURY, OFFLINE = "human", "jury", "coverage"
@@ -40,7 +40,7 @@ def answer_sentence(match: Finding, similarity: Finding | None, usability: Findi
     second, first = noun(match["model_2"]), noun(match["model_1"])
     reason = f" ({usability['reasons'][0]})" if usability["reasons"] else ""
     if usability["word"] == "unusable" and match["p_value"] is not None:
-        doubt = f"the {match['measure']} is unusable{reason}, so its {score(match)} says nothing"
+        doubt = f"{who_judges(match['judge'])} is unusable{reason}, so its {score(match)} says nothing"
         return f"Whether the {second} is better than the {first} is not shown: {doubt}."
     evidence = [_figures(match)]
     if match["questions_asked"] and relation(match).startswith("is not"):
@@ -73,8 +73,8 @@ def _contrast(match: Finding, similarity: Finding) -> str:
 def coverage_sentences(judges: Sequence[Finding]) -> list[str]:
     """Return one sentence for each judge that was not asked everything, as its budget was spent."""
     return [
-        f"The {judge['judge']} judge was asked about {number(judge['pairs'] - judge['not_asked'])} of {number(judge['pairs'])} pairs of "
-        "answers before it was stopped: the rest are not scored, and its figures stand for what it saw."
+        f"{capital(who_judges(judge['judge']))} was asked about {number(judge['pairs'] - judge['not_asked'])} of "
+        f"{number(judge['pairs'])} pairs of answers before it was stopped: the rest are not scored, and its figures stand for what it saw."
         for judge in judges
         if judge["not_asked"]
     ]

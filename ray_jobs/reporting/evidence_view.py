@@ -10,18 +10,19 @@ from ray_jobs.reporting.measures import IN_WORDS
 from ray_jobs.reporting.numbers_in_words import number, percent
 from ray_jobs.reporting.run_files import RunFiles
 from ray_jobs.reporting.scatter import Scatter, scatter
-from ray_jobs.reporting.sentences import capital, name
+from ray_jobs.reporting.sentences import capital, name, who_judges
 
 Finding = Mapping[str, Any]
 
 
 def evidence_view(run: RunFiles, summary: Finding) -> dict[str, Any]:
-    """Return `wins` and `agreement` (a plot each pair), `length` and `ranking` (a plot each judge of three models or more)."""
+    """Return `wins` and `agreement` (a plot each pair), `length` and `ranking` (a plot each judge, the leading one first)."""
+    judges = sorted(summary["ranking"], key=lambda judge: judge != summary["leading_judge"])
     return {
         "wins": [chart for pair in pairs_of(run) if (chart := _wins(pair, summary))],
         "agreement": [chart for entry in summary["judging"] if (chart := _agreement(entry))],
         "length": _length(run, summary["length_correlation"]),
-        "ranking": [chart for judge, models in summary["ranking"].items() if (chart := _ranking(judge, models))],
+        "ranking": [chart for judge in judges if (chart := _ranking(judge, summary["ranking"][judge]))],
     }
 
 
@@ -80,5 +81,5 @@ def _ranking(judge: str, models: list[Finding]) -> IntervalChart | None:
         )
         for entry in models
     ]
-    title = f"All models on one scale, {judge} judge: log odds against the mean"
+    title = f"All models on one scale, by {who_judges(judge)}: log odds against the mean"
     return interval_chart(title, intervals, reference=0.0, left_label="← weaker", right_label="stronger →")

@@ -10,6 +10,7 @@ from ray_jobs.judging.power import questions_needed
 from ray_jobs.judging.results import SIMILARITY
 from ray_jobs.judging.win_rates import win_rate
 from ray_jobs.reporting.comparisons import Side
+from ray_jobs.reporting.sentences import measure
 
 Finding = dict[str, Any]
 DECIDED: tuple[Winner, ...] = ("a", "b")
@@ -26,7 +27,7 @@ def matches(comparisons: Iterable[Comparison]) -> list[Finding]:
     found = []
     for pair, rows in _grouped(comparisons, lambda row: (row.model_1, row.model_2)):
         by_judge = _grouped(rows, lambda row: row.judge)
-        found += [match_of(pair, judge, f"{judge} judge", [row.llm_winner for row in judged]) for judge, judged in by_judge if judge]
+        found += [match_of(pair, judge, measure(judge), [row.llm_winner for row in judged]) for judge, judged in by_judge if judge]
         once = by_judge[0][1]
         if any(row.cos_winner != "unscored" for row in once):
             found.append(match_of(pair, None, SIMILARITY, [row.cos_winner for row in once], metric=SIMILARITY))
@@ -45,24 +46,25 @@ def agreements(comparisons: Iterable[Comparison], *, seed: int) -> list[Finding]
     return [_agreement(model_1, model_2, judge, rows, seed) for (model_1, model_2, judge), rows in groups if judge]
 
 
-def match_of(pair: tuple[str, str], judge: str | None, measure: str, winners: list[Side], *, metric: str | None = None) -> Finding:
+def match_of(pair: tuple[str, str], judge: str | None, title: str, winners: list[Side], *, metric: str | None = None) -> Finding:
     """Return one row of `matches`.
 
-    `questions_needed` counts decided questions, `questions_asked` those to ask where as many stay undecided as here.
+    `questions_needed` counts decided questions, `questions_asked` those to judge where as many are ties as here.
 
     Args:
         judge: its name, or None where `metric` says what sides with a model.
-        measure: either in words.
+        title: either in words.
         winners: one a question.
     """
     result = win_rate(_SECOND_IS_A[winner] for winner in winners)
-    decided = (result.wins_a + result.wins_b) / len(winners) if winners else 0.0
+    num_scored = result.wins_a + result.wins_b + result.ties
+    decided = (result.wins_a + result.wins_b) / num_scored if num_scored else 0.0
     return {
         "model_1": pair[0],
         "model_2": pair[1],
         "judge": judge,
         "metric": metric,
-        "measure": measure,
+        "measure": title,
         "wins_1": result.wins_b,
         "wins_2": result.wins_a,
         "ties": result.ties,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ray_jobs.reporting.charts import Scale, Tick
 from ray_jobs.reporting.numbers_in_words import percent
 
-WIDTH, LABELS, FIGURES = 640, 200, 516
+WIDTH, LABELS, FIGURES = 640, 200, 486
 """Width of the plot, and where its axis begins and ends; labels stand to the left, figures to the right."""
 ROW_HEIGHT, AXIS_HEIGHT, TOP = 22, 44, 14
 

@@ -42,7 +42,7 @@ def judge_view(judge: Finding, run: RunFiles) -> dict[str, Any]:
         "word": usability["word"],
         "reasons": usability["reasons"],
         "figures": list(_figures(judge)),
-        "facts": list(_facts(judge)),
+        "facts": [*_facts(judge), *_told(told)],
     }
 
 
@@ -78,6 +78,20 @@ def _facts(judge: Finding) -> Iterator[tuple[str, Any]]:
         yield "Cost", "unknown (no price in the config)" if cost is None else f"{cost:.2f} USD"
     if any(judge["rubric_sha"]):
         yield "Rubric (hash)", ", ".join(judge["rubric_sha"])
+
+
+def _told(told: Finding) -> Iterator[tuple[str, Any]]:
+    """What the judge stage knows of a judge beside its verdicts, as far as it says so."""
+    if told.get("file"):
+        yield "Imported from", told["file"]
+    if told.get("annotators"):
+        yield "Annotators", number(told["annotators"])
+    if told.get("stopped"):
+        yield "Stopped", told["stopped"]
+    if told.get("flagged"):
+        yield "Flagged verdicts", number(told["flagged"])
+    if len(told.get("answered_as") or []) > 1:
+        yield "Answered under several names", told["answered_as"]
 
 
 def jury_sentences(judging: list[Finding]) -> list[str]:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from ray_jobs.reporting.charts import LETTER_WIDTH, Tick
 from ray_jobs.reporting.numbers_in_words import number
 
-HEAD, CELL_WIDTH, CELL_HEIGHT, LEAST_LABEL = 30, 98, 40, 110
+HEAD, CELL_WIDTH, CELL_HEIGHT, LEAST_LABEL = 30, 88, 40, 110
+SLOPE = 0.5
+"""Sine of the angle at which the columns' names stand where one is wider than its column."""
 
 
 class Cell(NamedTuple):
@@ -31,6 +33,8 @@ class KappaMatrix:
     cells: list[Cell]
     width: float
     height: float
+    head: float
+    is_sloped: bool
     cell_width: int = CELL_WIDTH
     cell_height: int = CELL_HEIGHT
 
@@ -46,7 +50,9 @@ def kappa_matrix(title: str, agreements: Sequence[Mapping[str, Any]], names: Map
     if not known:
         return None
     labels = max(LEAST_LABEL, *(LETTER_WIDTH * len(first) + 14 for first, _ in known))
-    rows = {first: HEAD + CELL_HEIGHT * i for i, first in enumerate(dict.fromkeys(first for first, _ in known))}
+    longest = LETTER_WIDTH * max(len(names.get(second, second)) for _, second in known)
+    head = HEAD + SLOPE * longest if longest > CELL_WIDTH else HEAD
+    rows = {first: head + CELL_HEIGHT * i for i, first in enumerate(dict.fromkeys(first for first, _ in known))}
     columns = {second: labels + CELL_WIDTH * i for i, second in enumerate(dict.fromkeys(second for _, second in known))}
     said = [f"{first} and {names.get(second, second)}: {number(item['kappa'], 2)}" for (first, second), item in known.items()]
     return KappaMatrix(
@@ -55,8 +61,10 @@ def kappa_matrix(title: str, agreements: Sequence[Mapping[str, Any]], names: Map
         [Tick(y, first) for first, y in rows.items()],
         [Tick(x, names.get(second, second)) for second, x in columns.items()],
         [_cell(columns[second], rows[first], item) for (first, second), item in known.items()],
-        labels + CELL_WIDTH * len(columns),
-        HEAD + CELL_HEIGHT * len(rows),
+        labels + CELL_WIDTH * len(columns) + (head if longest > CELL_WIDTH else 0),
+        head + CELL_HEIGHT * len(rows),
+        head,
+        longest > CELL_WIDTH,
     )
 
 

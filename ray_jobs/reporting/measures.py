@@ -15,7 +15,7 @@ IN_WORDS = {
     "soft_cosine": "soft cosine",
     "token_f1": "token F1",
     "content_f1": "content-word F1",
-    "longer": "longer answer wins",
+    "longer": "longer answer",
 }
 MIN_FOR_RHO = 10
 """Answers below which a rank correlation says nothing."""

@@ -33,10 +33,20 @@ def score(match: Mapping[str, Any]) -> str:
     return f"{match['wins_2']}:{match['wins_1']}{ties}"
 
 
+def measure(judge: str) -> str:
+    """Return how a judge is named beside its figures."""
+    return {"human": "people", "jury": "jury"}.get(judge, f"{judge} judge")
+
+
+def who_judges(judge: str) -> str:
+    """Return a judge as the subject of a sentence."""
+    return "people" if judge == "human" else f"the {measure(judge)}"
+
+
 def agreement_sentence(agreement: Mapping[str, Any]) -> str:
     """Return how far a judge and similarity agree on one pair."""
     return (
-        f"{capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: the {agreement['judge']} judge and word-vector "
+        f"{capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: {who_judges(agreement['judge'])} and word-vector "
         f"similarity agree on {agreement['agreed']} of {agreement['num_questions']} questions (kappa {number(agreement['kappa'], 2)})."
     )
 
@@ -89,6 +99,8 @@ def judge_in_words(judge: str, told: Mapping[str, Any], settings: Mapping[str, A
         return "What more than half of the language models among the judges say of a question, else a tie."
     if not told.get("model"):
         return "Verdicts that were made elsewhere and imported."
+    if str(told.get("place", "")).startswith("local:"):
+        return f"The model {told['model']}, served by this run itself and asked in both orders of each pair of answers."
     endpoint = told.get("base_url") or "its provider's default endpoint"
     return f"The model that answers to the name {model} at {endpoint}, asked in both orders of each pair of answers."
 

@@ -16,7 +16,7 @@ from ray_jobs.reporting.languages import language_name
 from ray_jobs.reporting.measures import IN_WORDS, judging_facts
 from ray_jobs.reporting.numbers_in_words import NONE, number, size
 from ray_jobs.reporting.run_files import Rows, RunFiles
-from ray_jobs.reporting.sentences import NAMES, name, power_sentence
+from ray_jobs.reporting.sentences import NAMES, name, power_sentence, who_judges
 from ray_jobs.reporting.training_view import training_view
 
 Items = list[tuple[str, Any]]
@@ -39,7 +39,7 @@ def page_context(run: RunFiles, summary: Mapping[str, Any], comparisons: Iterabl
         "run": run.name,
         "names": NAMES,
         "claim": summary["answer"].partition(": ")[0] if ": " in summary["answer"] else summary["answer"],
-        "evidence": summary["answer"].partition(": ")[2],
+        "evidence": summary["answer"].partition(": ")[2].replace("p = ", "p\u00a0=\u00a0"),
         "sentences": summary["sentences"],
         "facts": [*_totals(summary), *_facts(summary)],
         "missing": run.missing,
@@ -121,7 +121,7 @@ def _fact(label: str, figure: str, note: str) -> dict[str, str]:
 def _agreement(item: Mapping[str, Any], pairs: list[tuple[str, str]]) -> dict[str, Any]:
     words = {"1": name(item["model_1"]), "2": name(item["model_2"]), "tie": "tie"}
     labels = [{"key": side, "text": words[side]} for side in SCORED]
-    return {**item, "labels": labels, "pair_index": pairs.index((item["model_1"], item["model_2"]))}
+    return {**item, "labels": labels, "who": who_judges(item["judge"]), "pair_index": pairs.index((item["model_1"], item["model_2"]))}
 
 
 def _similarity(run: RunFiles) -> dict[str, Any] | None:

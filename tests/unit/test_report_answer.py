@@ -34,6 +34,11 @@ def test_ties_ask_for_more_questions_as_they_decide_nothing():
     assert "about 1,086 questions" in answer_sentence(_match(44, 56, 100), None, USABLE)
 
 
+def test_questions_that_nobody_judged_ask_for_no_more():
+    match = match_of(("base", "teacher"), "human", "people", ["1"] * 44 + ["2"] * 56 + ["unscored"] * 900)
+    assert "about 543 questions" in answer_sentence(match, None, USABLE)
+
+
 def test_similarity_is_named_where_it_shows_another_thing_and_else_left_out():
     assert "similarity" not in answer_sentence(_match(20, 60), _similarity(25, 55), USABLE)
     assert "by similarity it is better, 66:34, p = 0.002" in answer_sentence(_match(44, 56), _similarity(34, 66), USABLE)

@@ -19,6 +19,7 @@ from ray_jobs.reporting.languages import language_sentences
 from ray_jobs.reporting.measures import length_correlations
 from ray_jobs.reporting.run_files import read_run
 from ray_jobs.reporting.scatter import MOST_POINTS, scatter
+from ray_jobs.reporting.sentences import measure
 from ray_jobs.reporting.summary import summarise
 
 JUDGES = ("coverage", "openai:stub", "other:stub", "jury", "human")
@@ -48,7 +49,7 @@ def test_intervals_stand_on_one_axis_and_say_themselves_in_words():
 def test_every_judge_and_metric_is_plotted_with_the_interval_of_the_table(run, told):
     chart = evidence_view(run, told)["wins"][0]
     labels = [row.label for row in chart.rows]
-    assert [label for label in labels if label.endswith(" judge")] == [f"{judge} judge" for judge in JUDGES]
+    assert [row.label for row in chart.rows if not row.kind] == [measure(judge) for judge in JUDGES]
     assert {"similarity", "SIF cosine", "token F1", "ties as halves"} <= set(labels)
     first = next(match for match in told["matches"] if match["judge"] == "coverage")
     assert chart.rows[0].x == pytest.approx(LABELS + first["win_rate"] * (FIGURES - LABELS), abs=0.1)

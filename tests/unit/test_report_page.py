@@ -48,7 +48,7 @@ def attacked(tmp_path_factory):
 
 def test_it_opens_on_the_answer_and_names_the_judge(page):
     heading = re.search(r"<h1>(.*?)</h1>", page, re.S)[1]
-    assert "fine-tuned model" in heading and "coverage judge" in heading and "p = " in heading and "interval" in heading
+    assert "fine-tuned model" in heading and "coverage judge" in heading and "p\u00a0=\u00a0" in heading and "interval" in heading
     assert "not a language model" in page and "GPT-4" not in page
 
 

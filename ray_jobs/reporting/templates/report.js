@@ -210,14 +210,18 @@
   };
   window.addEventListener("hashchange", openLinked);
   let before = null;
+  // The settings stay folded: they are long, and stand in report.json.
+  const folded = () => [...document.querySelectorAll("main section:not(#made) details:not(.entry):not([open])")];
   window.addEventListener("beforeprint", () => {
-    before = { shown, open: new Set(entries().filter((node) => node.open).map((node) => node.id)) };
+    before = { shown, open: new Set(entries().filter((node) => node.open).map((node) => node.id)), folded: folded() };
+    before.folded.forEach((node) => { node.open = true; });
     show(Math.max(shown, Math.min(matching.length, MOST_PRINTED)));
     entries().forEach((node) => node.fill());
     if (shown < matching.length) count.textContent += `; a print stops there: filter, or take comparisons.csv`;
   });
   window.addEventListener("afterprint", () => {
     if (!before) return;
+    before.folded.forEach((node) => { node.open = false; });
     entries().slice(before.shown).forEach((node) => node.remove());
     shown = before.shown;
     entries().forEach((node) => { node.open = before.open.has(node.id); });
