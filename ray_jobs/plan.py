@@ -8,6 +8,7 @@ from ray_jobs.core.errors import StageMissing
 from ray_jobs.core.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from ray_jobs.judging.pairs import Game
     from ray_jobs.training.alternatives import Limits, OverWorkers
     from ray_jobs.training.architecture import Architecture
     from ray_jobs.training.memory_plan import Memory, Request
@@ -68,7 +69,9 @@ def _plan(config: Config) -> dict[str, Any]:
     }
     summary["distill"] |= (beside := _beside(config, teacher, jobs["distill"]))["facts"]
     lines = [*_introduction(config, teacher.source, limits), "", *_tables(rows, tables, limits, summary), ""]
-    return {**summary, "headline": [*lines, *_verdicts(summary, chosen, estimates), *beside["lines"]], "next": _next(summary)}
+    judged = _judges(config)
+    lines += [*_verdicts(summary, chosen, estimates), *beside["lines"], *judged["lines"]]
+    return {**summary, "judge": judged["plans"], "headline": lines, "next": _next(summary)}
 
 
 def _no_plan(config: Config) -> dict[str, Any]:
@@ -109,6 +112,65 @@ def _beside(config: Config, teacher: "Architecture", request: "Request") -> dict
     tokens = prepared["counts"]["label_tokens"] + prepared["counts"]["eval_label_tokens"] if prepared else None
     given = {"pool": section.pool.memory_bytes, "cache": section.cache.budget_bytes}
     return beside_workers(section.model_dump(), request, teacher=teacher.settings, tokens=tokens, given=given)
+
+
+def _judges(config: Config) -> dict[str, Any]:
+    """Plan the calls of the language models among the judges; without questions there is nothing to count yet."""
+    from ray_jobs.judging.call_plan import in_words, plan_calls
+    from ray_jobs.judging.canaries import make_canaries
+    from ray_jobs.judging.ledger import Ledger
+    from ray_jobs.judging.openai_judge import ModelJudge
+    from ray_jobs.judging.rubric import load_rubric
+
+    section, run, models = config.judge, RunFolder(config), config.judge.model_judges()
+    questions = _questions(config, run) if models else []
+    if not questions:
+        return {"plans": [], "lines": [f"judge {name}: calls are counted from the questions, and there are none yet" for name in models]}
+    games, are_answered = _games(config, run, questions)
+    canaries = make_canaries(questions, section.canaries, seed=config.run.seed)
+    rubric, plans, lines = load_rubric(section.rubric), [], []
+    for name, options in models.items():
+        plan = plan_calls(
+            ModelJudge.of(name, options.model_dump(), seed=config.run.seed, repeats=section.repeats, rubric=rubric),
+            games=games,
+            canaries=canaries,
+            ledger=None if options.local else Ledger(run.storage.sub("replies")),
+            missing_answer_tokens=0 if are_answered else config.answer.max_new_tokens,
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+        )
+        plans.append(plan._asdict())
+        lines += in_words(plan, is_local=options.local is not None)
+    return {"plans": plans, "lines": lines}
+
+
+def _questions(config: Config, run: RunFolder) -> list[dict[str, Any]]:
+    from ray_jobs.corpus.files import find_file
+    from ray_jobs.corpus.pairs import READERS, read_questions
+
+    if run.folder("prepare").exists("manifest.json"):
+        return run.folder("prepare").read_jsonl("questions.jsonl")
+    if config.data.questions is None:
+        return []
+    file = find_file(config.data.questions, suffixes=READERS, what="[data] questions")
+    return [question.model_dump() for question in read_questions(file)]
+
+
+def _games(config: Config, run: RunFolder, questions: list[dict[str, Any]]) -> tuple[list["Game"], bool]:
+    """Return the games, and whether they have their answers; without, each model's answer is its name."""
+    from ray_jobs.judging.pairs import make_games
+
+    models = {model for pair in config.judge.pairs for model in pair}
+    made, prepared = _manifest(run, "answer"), _manifest(run, "prepare")
+    files = {model: f"{model}.parquet" for model in models}
+    folder = run.folder("answer")
+    if made and prepared and made["inputs"].get("prepare") == prepared["id"] and all(map(folder.exists, files.values())):
+        return make_games(questions, {model: folder.read_parquet(file) for model, file in files.items()}, config.judge.pairs), True
+    blank = {"answer_id": "", "finish_reason": "stop"}
+    answers = {
+        model: [{**blank, "question_id": row["question_id"], "model": model, "text": model} for row in questions] for model in models
+    }
+    return make_games(questions, answers, config.judge.pairs), False
 
 
 def _bases(config: Config, teacher: "Architecture") -> list["Memory"]:

@@ -82,7 +82,7 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
 def verdict(request: dict) -> str:
     """The longer answer wins, whatever its place."""
     prompt = request["messages"][-1]["content"]
-    first, second = (re.search(rf"<{tag}>\n(.*?)\n</{tag}>", prompt, re.DOTALL)[1] for tag in ("answer_a", "answer_b"))
+    first, second = (re.search(rf"<{tag}_(\w+)>\n(.*?)\n</{tag}_\1>", prompt, re.DOTALL)[2] for tag in ("answer_a", "answer_b"))
     winner = "tie" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
     return opinion(winner, reasoning=f"Between answer A and answer B, {winner} is longer.")
 

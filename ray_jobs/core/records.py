@@ -87,7 +87,7 @@ class Similarity(Record):
 
 
 class Verdict(Record):
-    """One judge's word on one pair of answers, in one order; `winner` is None where unscored."""
+    """One judge's word on one pair of answers, in one order; `winner` is None where unscored, `flag` says what makes a verdict doubtful."""
 
     verdict_id: str
     question_id: str
@@ -106,6 +106,7 @@ class Verdict(Record):
     prompt_tokens: int = Field(default=0, ge=0)
     completion_tokens: int = Field(default=0, ge=0)
     cost_usd: float | None = None
+    flag: str = ""
 
 
 class Comparison(Record):

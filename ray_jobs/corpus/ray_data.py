@@ -1,4 +1,4 @@
-"""The thin Ray layer of prepare: items through a pool of workers, results as they come."""
+"""The thin Ray layer of prepare, answer and judge: items through a pool of workers, results as they come."""
 
 import functools
 import json
@@ -61,7 +61,7 @@ def each(
         memory=bundle.get("memory") or None,
         **RETRIES,
     )
-    with name_lost_workers(f"prepare ({kind.__name__})"):
+    with name_lost_workers(f"pool of {kind.__name__}"):
         for row in dataset.iter_rows():
             outcome = json.loads(row["result"])
             if "error" in outcome:

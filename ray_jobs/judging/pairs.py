@@ -15,7 +15,7 @@ _OTHER: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
 
 
 class Game(NamedTuple):
-    """One pair of answers to one question, in one order."""
+    """One pair of answers to one question, in one order; asked for the first time where `repeat` is 0."""
 
     question_id: str
     question: str
@@ -29,6 +29,7 @@ class Game(NamedTuple):
     error_a: str
     error_b: str
     swapped: bool
+    repeat: int = 0
 
     @property
     def shown(self) -> tuple[str, str]:
@@ -50,6 +51,7 @@ class Ruling(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = None
+    flag: str = ""
 
 
 class PairResult(NamedTuple):
@@ -120,6 +122,12 @@ def _error(answer: Row) -> str:
     return (answer.get("error") or "no reason given") if answer["finish_reason"] == "error" else ""
 
 
+def repeated(games: Iterable[Game], times: int) -> list[Game]:
+    """Return each game as often as it is to be asked, all first times before the second ones."""
+    games = list(games)
+    return [game._replace(repeat=repeat) for repeat in range(times) for game in games]
+
+
 def settle(game: Game) -> Ruling | None:
     """Return the ruling that needs no judge: a failed, empty or identical answer; else None."""
     for side, model, error in (("1", game.model_a, game.error_a), ("2", game.model_b, game.error_b)):
@@ -137,9 +145,9 @@ def settle(game: Game) -> Ruling | None:
 
 def verdict_row(game: Game, ruling: Ruling, *, judge: str, rubric_sha: str) -> Row:
     """Return the Verdict row of a ruling."""
-    verdict_id = content_id(game.question_id, game.answer_a, game.answer_b, game.model_a, game.model_b, judge, rubric_sha, game.swapped)
+    models, order = (game.model_a, game.model_b), (game.swapped, game.repeat)
     return Verdict(
-        verdict_id=verdict_id,
+        verdict_id=content_id(game.question_id, game.answer_a, game.answer_b, *models, judge, rubric_sha, *order),
         question_id=game.question_id,
         answer_a=game.answer_a,
         answer_b=game.answer_b,
@@ -148,6 +156,7 @@ def verdict_row(game: Game, ruling: Ruling, *, judge: str, rubric_sha: str) -> R
         judge=judge,
         rubric_sha=rubric_sha,
         swapped=game.swapped,
+        repeat=game.repeat,
         **ruling._asdict(),
     ).model_dump()
 
@@ -155,7 +164,7 @@ def verdict_row(game: Game, ruling: Ruling, *, judge: str, rubric_sha: str) -> R
 def pair_results(verdicts: Iterable[Row], judge: str) -> list[PairResult]:
     """Return one result for each question and pair of one judge, in the order of the rows.
 
-    A side wins when it wins in every order. Orders that disagree make a tie; an unscored order leaves the pair unscored.
+    A side wins when it wins every game. Games that disagree make a tie; an order without any verdict leaves the pair unscored.
     """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in verdicts:
@@ -166,10 +175,18 @@ def pair_results(verdicts: Iterable[Row], judge: str) -> list[PairResult]:
 
 def _result(question_id: str, model_a: str, model_b: str, rows: list[Row]) -> PairResult:
     rows = sorted(rows, key=lambda row: (row["swapped"], row["repeat"]))
-    missing = next((row for row in rows if row["winner"] is None), None)
-    if missing:
+    scored = [row for row in rows if row["winner"] is not None]
+    unheard = {row["swapped"] for row in rows} - {row["swapped"] for row in scored}
+    if unheard:
+        missing = next(row for row in rows if row["swapped"] in unheard)
         return PairResult(question_id, model_a, model_b, None, True, missing["unscored"], "")
-    if len({row["winner"] for row in rows}) == 1:
-        return PairResult(question_id, model_a, model_b, rows[0]["winner"], True, "", rows[0]["explanation"])
-    told = " ".join(f"[answer {'2' if row['swapped'] else '1'} read first] {row['explanation']}" for row in rows)
-    return PairResult(question_id, model_a, model_b, "tie", False, "", f"The verdict depends on the order, so it counts as a tie. {told}")
+    if len({row["winner"] for row in scored}) == 1:
+        return PairResult(question_id, model_a, model_b, scored[0]["winner"], True, "", _told(scored[0]))
+    within = {(row["swapped"], row["winner"]) for row in scored}
+    cause = "depends on the order" if len(within) == len({row["swapped"] for row in scored}) else "is not the same each time"
+    told = " ".join(f"[answer {'2' if row['swapped'] else '1'} read first] {_told(row)}" for row in scored)
+    return PairResult(question_id, model_a, model_b, "tie", False, "", f"The verdict {cause}, so it counts as a tie. {told}")
+
+
+def _told(row: Row) -> str:
+    return f"{row['explanation']}\n[Flagged: {row['flag']}]" if row.get("flag") else row["explanation"]

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ray_jobs.core.records import Winner
+from ray_jobs.judging.contradiction import contradicts
 
+CUT = "the reply was cut at max_tokens"
+CONTRADICTION = "the reasons name another winner than the verdict"
 _OFFERED: dict[str, Winner] = {"A": "a", "B": "b", "TIE": "tie"}
 _LABEL = re.compile(r"\b(answers?|antwort(?:en)?) ([AB])\b(?:( (?:and|or|und|oder) )([AB])\b)?", re.IGNORECASE)
 
@@ -21,11 +24,15 @@ class Completion(NamedTuple):
 
 
 class Opinion(NamedTuple):
-    """What a judge says about the answers as it saw them (a: first, b: second); unscored where `winner` is None."""
+    """What a judge says about the answers as it saw them (a: first, b: second); unscored where `winner` is None.
+
+    `flag` says what makes the verdict doubtful.
+    """
 
     winner: Winner | None
     explanation: str = ""
     unscored: str = ""
+    flag: str = ""
 
 
 def read_completion(body: str) -> Completion:
@@ -39,7 +46,7 @@ def read_completion(body: str) -> Completion:
     except (ValueError, LookupError, TypeError, AttributeError):
         return Completion(problem=f"the endpoint's reply is no chat completion: {body[:80]!r}")
     if choice.get("finish_reason") == "length":
-        return Completion(text, *tokens, problem="the reply was cut at max_tokens: raise [judge.openai] max_tokens")
+        return Completion(text, *tokens, problem=f"{CUT}: raise it")
     if not text:
         return Completion(text, *tokens, problem=f"empty reply: {choice['message'].get('refusal') or choice.get('finish_reason')}")
     return Completion(text, *tokens)
@@ -64,7 +71,8 @@ def read_opinion(text: str, *, swapped: bool) -> Opinion:
     explanation = _explanation(last, swapped)
     if not explanation:
         return Opinion(None, unscored="the reply gives no reasons")
-    return Opinion(winner, explanation)
+    flag = CONTRADICTION if contradicts(str(last.get("reasoning") or ""), winner) else ""
+    return Opinion(winner, explanation, flag=flag)
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from ray_jobs.judging.agreement import Agreement, agreement, jury_agreement
 from ray_jobs.judging.bradley_terry import Meeting, bradley_terry
 from ray_jobs.judging.judge_card import judge_card
 from ray_jobs.judging.judge_verdict import usability
+from ray_jobs.judging.jury import JURY
 from ray_jobs.judging.length_control import length_controlled
 from ray_jobs.judging.pairs import PairResult, pair_results
 from ray_jobs.judging.power import questions_needed
@@ -41,11 +42,13 @@ def compare_models(
     *,
     tie_bands: Mapping[str, float],
     seed: int,
+    members: Sequence[str] | None = None,
 ) -> list[Row]:
     """Return for each pair its win rates by every judge and metric, and how all of them agree.
 
     Args:
         judges: names as in the Verdict rows.
+        members: those of the judges that make the jury, whose own agreement `jury` tells; None takes all judges.
         tie_bands: {column of the Similarity rows: largest difference that counts as a tie}; 0 where a column is absent.
         seed: of the bootstrap intervals.
     """
@@ -66,7 +69,7 @@ def compare_models(
                     judge: _agreement(_winners(found), nearer[SIMILARITY], seed)._asdict() for judge, found in of_pair.items()
                 },
                 "margins": {name: _margins(similarities, a, b, column, tie_bands.get(column, 0.0)) for name, column in METRICS.items()},
-                **_agreements({judge: _winners(found) for judge, found in of_pair.items()}, nearer, seed),
+                **_agreements({judge: _winners(found) for judge, found in of_pair.items()}, nearer, members or judges, seed),
             }
         )
     return entries
@@ -82,10 +85,23 @@ def rank_models(verdicts: Iterable[Row], judge: str, *, seed: int) -> list[Row]:
     return [entry._asdict() for entry in bradley_terry(meetings, seed=seed)]
 
 
-def describe_judge(verdicts: Iterable[Row], judge: str, similarities: Iterable[Row], *, seed: int, human: str | None = None) -> Row:
-    """Return a judge's card as JSON values, with a plain word on whether it can be used."""
+def describe_judge(
+    verdicts: Iterable[Row],
+    judge: str,
+    similarities: Iterable[Row],
+    *,
+    seed: int,
+    human: str | None = None,
+    canaries_followed: Sequence[bool] = (),
+) -> Row:
+    """Return a judge's card as JSON values, with a plain word on whether it can be used.
+
+    Args:
+        human: as in `judge_card`.
+        canaries_followed: as in `judge_card`.
+    """
     lengths = {row["answer_id"]: row["num_tokens"] for row in similarities}
-    card = judge_card(verdicts, judge, lengths=lengths, human=human, seed=seed)
+    card = judge_card(verdicts, judge, lengths=lengths, human=human, canaries_followed=canaries_followed, seed=seed)
     figures = {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in card._asdict().items()}
     return {**figures, "usability": usability(card)._asdict()}
 
@@ -126,9 +142,12 @@ def _agreement(first: Mapping[str, Winner | None], second: Mapping[str, Winner |
     return agreement(list(first.values()), [second.get(id_) for id_ in first], seed=seed, **options)
 
 
-def _agreements(judged: Mapping[str, Mapping[str, Winner | None]], nearer: Mapping[str, Mapping[str, Winner | None]], seed: int) -> Row:
-    """Every judge beside every metric and every other judge; `decided` leaves ties out (the 2x2)."""
-    sides = [*((judge, metric) for judge in judged for metric in nearer), *combinations(judged, 2)]
+def _agreements(
+    judged: Mapping[str, Mapping[str, Winner | None]], nearer: Mapping[str, Mapping[str, Winner | None]], members: Sequence[str], seed: int
+) -> Row:
+    """Every judge beside every metric and every other judge but its own jury; `decided` leaves ties out (the 2x2)."""
+    others = [(x, y) for x, y in combinations(judged, 2) if not (JURY in (x, y) and {x, y} & set(members))]
+    sides = [*((judge, metric) for judge in judged for metric in nearer), *others]
     everyone = {**nearer, **judged}
     found = [
         {
@@ -140,8 +159,8 @@ def _agreements(judged: Mapping[str, Mapping[str, Winner | None]], nearer: Mappi
         for first, second in sides
     ]
     ids = list(dict.fromkeys(id_ for winners in judged.values() for id_ in winners))
-    jury = jury_agreement([[winners.get(id_) for id_ in ids] for winners in judged.values()], seed=seed)
-    return {"agreements": found, "jury": jury._asdict() if len(judged) > 1 else None}
+    jury = jury_agreement([[judged[member].get(id_) for id_ in ids] for member in members], seed=seed)
+    return {"agreements": found, "jury": jury._asdict() if len(members) > 1 else None}
 
 
 def pair_headline(entry: Row) -> str:

@@ -75,7 +75,7 @@ def read(config, name):
 
 
 def openai(server, **options):
-    return {"judges": ["openai"], "openai": {"model": "stub-1", "base_url": server.url, "max_concurrency": 4, **options}}
+    return {"judges": ["openai"], "canaries": 0, "openai": {"model": "stub-1", "base_url": server.url, "max_concurrency": 4, **options}}
 
 
 def test_the_offline_judge_writes_rows_of_the_contract_and_is_done_once(ray_cluster, make_run):
@@ -103,7 +103,7 @@ def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluste
 
     def one_row_breaks(_, request):
         prompt = request["messages"][1]["content"]
-        return fault if "big data" in prompt and prompt.index("answer 2.") < prompt.index("<answer_b>") else None
+        return fault if "big data" in prompt and prompt.index("answer 2.") < prompt.index("<answer_b") else None
 
     with JudgeServer(one_row_breaks).running() as server:
         config = make_run(**openai(server, usd_per_million_prompt_tokens=1.0, usd_per_million_completion_tokens=2.0))
@@ -120,7 +120,7 @@ def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluste
         server.fault = lambda number, request: None
         again = judge.run(config, force=True)
     assert len(server.requests) == num_calls + 1  # the failed one alone
-    assert again["judges"][0]["cached"] == 7
+    assert again["judges"][0]["calls"]["cached"] == 7
     assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
 
 
@@ -131,7 +131,7 @@ def test_a_killed_driver_pays_again_only_for_what_was_in_flight(ray_cluster, mak
         file = tmp_path / "config.toml"
         file.write_text(
             f'[run]\nname = "r"\nstorage = "{tmp_path}"\n[answer]\nmodels = ["base", "teacher"]\n[workers]\ncpus = 1\n'
-            f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\n'
+            f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\ncanaries = 0\n'
             f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = 4\n'
         )
         driver = subprocess.Popen([sys.executable, "-m", "ray_jobs", "judge", str(file)], env=os.environ)
@@ -169,7 +169,7 @@ def _wait_until_quiet(server):
 def test_a_wrong_key_stops_after_one_call_and_leaves_no_manifest(ray_cluster, make_run):
     with JudgeServer(lambda number, _: Fault(401, error("Incorrect API key", "invalid_api_key"))).running() as server:
         config = make_run(**openai(server))
-        with pytest.raises(EndpointError, match=r"judge openai: http.* cannot be asked: .*Incorrect API key"):
+        with pytest.raises(EndpointError, match=r"judge openai:stub-1: http.* cannot be asked: .*Incorrect API key"):
             judge.run(config, force=False)
     assert len(server.requests) == 1
     assert not RunFolder(config).folder("judge").exists("manifest.json")
@@ -213,7 +213,7 @@ def test_bad_settings_write_nothing(make_run, section, error_type, message):
 
 def test_other_vectors_of_the_same_name_are_refused(make_run):
     config = make_run()
-    before = {"vectors_sha256": "of another file"}
+    before = {"vectors_sha256": "of another file", "imports": {}}
     RunFolder(config).stage("judge", sections=judge._deciding_fields(config), after=judge.AFTER, force=False, facts=before)
     with pytest.raises(ConfigChanged, match=r"vectors_sha256: 'of another file' ->"):
         judge.run(config, force=False)

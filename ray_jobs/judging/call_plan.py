@@ -1,0 +1,108 @@
+"""What a language-model judge will cost: calls, tokens, dollars and minutes, before one call is sent. No network."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ray_jobs.judging.calls import Call
+from ray_jobs.judging.canaries import Canary
+from ray_jobs.judging.ledger import Ledger
+from ray_jobs.judging.openai_judge import ModelJudge
+from ray_jobs.judging.pairs import Game
+
+Row = dict[str, Any]
+CHARS_PER_TOKEN = (5.0, 3.0)
+"""Most and fewest: English prose has four to five characters a token, German, code and lists nearer three."""
+LEAST_REPLY_TOKENS = 60
+"""Two short sentences and four empty lists."""
+
+
+class Range(NamedTuple):
+    """The least and the most of something."""
+
+    low: float
+    high: float
+
+
+class CallPlan(NamedTuple):
+    """What one judge still has to be asked.
+
+    Attributes:
+        calls: not answered yet; an upper bound where `is_exact` is false, as rules settle equal and empty answers.
+        answered: calls that the ledger has the reply to: they cost nothing.
+        usd: None where a price is unknown.
+        minutes: at the given limits; None where the pace is learned from the endpoint.
+    """
+
+    judge: str
+    calls: int
+    answered: int
+    canaries: int
+    is_exact: bool
+    prompt_tokens: Range
+    completion_tokens: Range
+    usd: Range | None
+    minutes: float | None
+
+
+def plan_calls(
+    judge: ModelJudge,
+    *,
+    games: Sequence[Game],
+    canaries: Sequence[Canary],
+    ledger: Ledger | None,
+    missing_answer_tokens: int,
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
+) -> CallPlan:
+    """Return what a judge costs.
+
+    Args:
+        games: with their answers; where there are none yet, with their model's name in the place of the text.
+        ledger: None for a run that has none.
+        missing_answer_tokens: most tokens of an answer that is not there yet; 0 where all are.
+        requests_per_minute: limit of the provider, where it is given.
+        tokens_per_minute: as `requests_per_minute`.
+    """
+    played, planted = judge.calls(judge.games(games)), judge.calls(canary.game for canary in canaries)
+    calls = {call.key: call for call in [*planted.values(), *played.values()]}
+    kept = ledger.replies(calls) if ledger else {}
+    new = [call for key, call in calls.items() if key not in kept]
+    not_planted = sum(call.key not in kept for call in played.values())
+    prompt = _prompt_tokens(new, 2 * missing_answer_tokens * not_planted)
+    completion = Range(len(new) * min(LEAST_REPLY_TOKENS, judge.max_tokens), len(new) * judge.max_tokens)
+    costs = [judge.prices.cost(round(read), round(written)) for read, written in zip(prompt, completion, strict=True)]
+    return CallPlan(
+        judge=judge.label,
+        calls=len(new),
+        answered=len(kept),
+        canaries=len(planted),
+        is_exact=not missing_answer_tokens,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        usd=None if costs[0] is None or costs[1] is None else Range(costs[0], costs[1]),
+        minutes=_minutes(len(new), prompt.high + completion.high, requests_per_minute, tokens_per_minute),
+    )
+
+
+def _prompt_tokens(calls: Iterable[Call], missing_tokens: int) -> Range:
+    chars = sum(len(message["content"]) for call in calls for message in call.request["messages"])
+    return Range(chars / CHARS_PER_TOKEN[0], chars / CHARS_PER_TOKEN[1] + missing_tokens)
+
+
+def _minutes(calls: int, tokens: float, requests_per_minute: float | None, tokens_per_minute: float | None) -> float | None:
+    given = [amount / limit for amount, limit in ((calls, requests_per_minute), (tokens, tokens_per_minute)) if limit]
+    return max(given) if given else None
+
+
+def in_words(plan: CallPlan, *, is_local: bool) -> list[str]:
+    """Return the lines that say it."""
+    bound = "" if plan.is_exact else " at most, as equal and empty answers need none"
+    lines = [f"judge {plan.judge}: {plan.calls} calls{bound} ({plan.canaries} of all are canaries); {plan.answered} are answered already"]
+    tokens = [f"{low:,.0f} to {high:,.0f}" for low, high in (plan.prompt_tokens, plan.completion_tokens)]
+    cost = "unknown price: set usd_per_million_prompt_tokens and usd_per_million_completion_tokens"
+    if plan.usd is not None:
+        cost = f"{plan.usd.low:.2f} to {plan.usd.high:.2f} USD"
+    pace = "the pace is learned from the endpoint" if plan.minutes is None else f"{plan.minutes:.1f} minutes at the limit"
+    if is_local:
+        cost, pace = "no price", "made in the cluster"
+    return [*lines, f"  {tokens[0]} tokens read, {tokens[1]} written (estimated from characters); {cost}; {pace}"]

@@ -1,0 +1,212 @@
+"""Verdicts from elsewhere as one more judge: people's labels of pairs, or another tool's scores of single answers.
+
+Labels: question_id, model_a, model_b (or model_1, model_2), winner (a, b, 1, 2, tie, or a model's name; empty is not labelled), and
+where there are any annotator, explanation, answer_a, answer_b (ids: a label of an answer that is no more is refused).
+Scores: question_id (or sample_id, id), model, value (or score): a number, true, false, or inspect_ai's C, P, I, N.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ray_jobs.core.errors import DataError
+from ray_jobs.core.records import Verdict, Winner, content_id
+from ray_jobs.judging.agreement import jury_agreement, majority
+from ray_jobs.judging.pairs import Game
+
+Row = dict[str, Any]
+Key = tuple[str, str, str]
+SUFFIXES = (".csv", ".jsonl")
+HUMAN = "human"
+"""The name under which imported verdicts are people's."""
+_LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "TRUE": 1.0, "FALSE": 0.0}
+_SIDES: dict[str, Winner] = {"a": "a", "1": "a", "b": "b", "2": "b", "tie": "tie"}
+_OTHER: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
+
+
+class Line(NamedTuple):
+    """One row of a file, by lower-case column, and where it stands."""
+
+    where: str
+    values: Row
+
+    def get(self, *names: str) -> str:
+        """Return the first of these columns that is not empty, as text."""
+        return next((text for name in names if (text := _text(self.values.get(name)))), "")
+
+    def fail(self, what: str) -> DataError:
+        """Return the error that says what is wrong with this row."""
+        return DataError(f"{self.where}: {what}")
+
+
+class Label(NamedTuple):
+    """One annotator's word on a pair of models, from the side of the configured pair."""
+
+    annotator: str
+    winner: Winner
+    explanation: str
+
+
+class Imported(NamedTuple):
+    """Verdict rows of an imported judge, and facts for the manifest."""
+
+    rows: list[Row]
+    facts: Row
+
+
+def read_import(content: bytes, *, name: str, judge: str, games: Sequence[Game]) -> Imported:
+    """Return the verdicts of a file on the games of a run; what it has no word on has no row.
+
+    Args:
+        content: the file's bytes, UTF-8.
+        name: the file's; .csv or .jsonl.
+        judge: the judge's name in the rows.
+        games: of the run.
+
+    Raises:
+        DataError: the file cannot be read, or a row names a question, model, answer or winner that the run does not have.
+    """
+    lines = list(_lines(content, name))
+    if not lines:
+        raise DataError(f"{name}: no row in it; give rows with question_id, model_a, model_b and winner, or question_id, model and value")
+    met = {_key(game): game for game in games if not game.swapped}
+    is_scores = "winner" not in lines[0].values
+    rows, facts = _from_scores(lines, judge, met) if is_scores else _from_labels(lines, judge, met)
+    return Imported(rows, {"file": name, "kind": "scores" if is_scores else "labels", "lines": len(lines), **facts})
+
+
+def _lines(content: bytes, name: str) -> Iterable[Line]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 ({error}): save it as UTF-8") from None
+    if name.lower().endswith(".csv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        for row in reader:
+            yield Line(f"{name} line {reader.line_num}", _lowered(row))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield Line(f"{name} line {number}", _lowered(json.loads(line)))
+            except (ValueError, AttributeError) as error:
+                raise DataError(f"{name} line {number}: no JSON object ({error}): give one object a line") from None
+
+
+def _lowered(row: Row) -> Row:
+    return {str(key).strip().lower(): value for key, value in row.items() if key is not None}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _key(game: Game) -> Key:
+    return game.question_id, game.model_a, game.model_b
+
+
+def _question(line: Line, met: Mapping[Key, Game]) -> str:
+    found, known = line.get("question_id", "sample_id", "id"), {key[0] for key in met}
+    if found not in known:
+        raise line.fail(f"question_id {found!r} is none of the run's {len(known)} questions (the first is {next(iter(known), '')!r})")
+    return found
+
+
+def _from_labels(lines: list[Line], judge: str, met: Mapping[Key, Game]) -> tuple[list[Row], Row]:
+    labels: dict[Key, list[Label]] = {}
+    for line in lines:
+        if line.get("winner"):
+            key, label = _label(line, met)
+            said = labels.setdefault(key, [])
+            label = label if label.annotator else label._replace(annotator=f"#{len(said) + 1}")
+            if label.annotator in {other.annotator for other in said}:
+                raise line.fail(f"annotator {label.annotator!r} labels question {key[0]!r} a second time: leave one of both")
+            said.append(label)
+    rows = [_row(met[key], judge, majority(label.winner for label in said), _told(said)) for key, said in labels.items()]
+    return rows, _annotators(labels)
+
+
+def _label(line: Line, met: Mapping[Key, Game]) -> tuple[Key, Label]:
+    question_id = _question(line, met)
+    a, b = line.get("model_a", "model_1"), line.get("model_b", "model_2")
+    is_turned = (question_id, a, b) not in met
+    key = (question_id, b, a) if is_turned else (question_id, a, b)
+    if key not in met:
+        pairs = sorted({f"{x} against {y}" for _, x, y in met})
+        raise line.fail(f"models {a!r} and {b!r} do not meet in this run: it has {', '.join(pairs)}")
+    game, ids = met[key], (line.get("answer_a"), line.get("answer_b"))
+    for given, present in zip(reversed(ids) if is_turned else ids, (game.answer_a, game.answer_b), strict=True):
+        if given and given != present:
+            raise line.fail(f"answer {given!r} is no more: the run's answer to question {question_id!r} is {present!r}; label it anew")
+    word = line.get("winner")
+    named: dict[str, Winner] = {a: "a", b: "b"}
+    side = _SIDES.get(word.lower()) or named.get(word)
+    if side is None:
+        raise line.fail(f"winner {word!r} was not offered: write a, b, tie, or the name of one of the two models")
+    return key, Label(line.get("annotator"), _OTHER[side] if is_turned else side, line.get("explanation"))
+
+
+def _told(said: list[Label]) -> str:
+    counts = {word: sum(label.winner == side for label in said) for side, word in (("a", "answer 1"), ("b", "answer 2"), ("tie", "a tie"))}
+    votes = ", ".join(f"{count} for {word}" for word, count in counts.items() if count)
+    return "\n".join(
+        [*([f"{len(said)} labels: {votes}"] if len(said) > 1 else []), *(label.explanation for label in said if label.explanation)]
+    )
+
+
+def _annotators(labels: Mapping[Key, list[Label]]) -> Row:
+    names = list(dict.fromkeys(label.annotator for said in labels.values() for label in said))
+    by_key = [{label.annotator: label.winner for label in said} for said in labels.values()]
+    facts = {"labelled": len(labels), "labels": sum(map(len, labels.values())), "annotators": len(names)}
+    agreed = jury_agreement([[said.get(name) for said in by_key] for name in names])._asdict() if len(names) > 1 else None
+    return {**facts, "annotator_agreement": agreed}
+
+
+def _from_scores(lines: list[Line], judge: str, met: Mapping[Key, Game]) -> tuple[list[Row], Row]:
+    models = {model for _, *pair in met for model in pair}
+    scores: dict[tuple[str, str], list[float]] = {}
+    for line in lines:
+        question_id, model = _question(line, met), line.get("model")
+        if model not in models:
+            raise line.fail(f"model {model!r} does not meet another in this run: it has {', '.join(sorted(models))}")
+        scores.setdefault((question_id, model), []).append(_value(line))
+    mean = {key: statistics.fmean(values) for key, values in scores.items()}
+    rows = []
+    for (question_id, a, b), game in met.items():
+        first, second = mean.get((question_id, a)), mean.get((question_id, b))
+        if first is not None and second is not None:
+            winner: Winner = "tie" if first == second else "a" if first > second else "b"
+            rows.append(_row(game, judge, winner, f"Answer 1 scores {first:g}, answer 2 {second:g}."))
+    return rows, {"labelled": len(rows), "scores": len(lines)}
+
+
+def _value(line: Line) -> float:
+    word = line.get("value", "score")
+    if word.upper() in _LETTERS:
+        return _LETTERS[word.upper()]
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise line.fail(f"value {word!r} is no score: write a number, true, false, or one of C, P, I, N")
+    return value
+
+
+def _row(game: Game, judge: str, winner: Winner | None, explanation: str) -> Row:
+    return Verdict(
+        verdict_id=content_id("imported", judge, game.question_id, game.answer_a, game.answer_b, winner, explanation),
+        question_id=game.question_id,
+        answer_a=game.answer_a,
+        answer_b=game.answer_b,
+        model_a=game.model_a,
+        model_b=game.model_b,
+        judge=judge,
+        rubric_sha="",
+        winner=winner,
+        explanation=explanation,
+    ).model_dump()

@@ -1,0 +1,131 @@
+"""What the judges of a run said, and the manifest's account of it: cards, wins, agreement, and the lines that say them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ray_jobs.judging.canaries import followed
+from ray_jobs.judging.imports import HUMAN
+from ray_jobs.judging.openai_judge import NOT_ASKED
+from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
+
+Row = dict[str, Any]
+
+
+class Judged(NamedTuple):
+    """What one judge said.
+
+    Attributes:
+        judge: its name in the rows.
+        rows: its Verdict rows.
+        facts: for the manifest.
+        canaries: rows of canaries.jsonl.
+        is_model: a language model: one of the jury.
+        stopped: why not all its calls were asked.
+    """
+
+    judge: str
+    rows: list[Row]
+    facts: Row
+    canaries: Sequence[Row] = ()
+    is_model: bool = False
+    stopped: str = ""
+
+
+def members_of(judged: Sequence[Judged]) -> list[str]:
+    """Return the judges that make the jury: the language models, where there are two or more."""
+    models = [found.judge for found in judged if found.is_model]
+    return models if len(models) > 1 else []
+
+
+def account(
+    judged: Sequence[Judged],
+    similarities: list[Row],
+    *,
+    pairs: Sequence[tuple[str, str]],
+    tie_bands: Mapping[str, float],
+    seed: int,
+    min_known_share: float,
+    maker: str,
+) -> Row:
+    """Return the manifest's counts, judges with their cards, pairs, ranking and headline.
+
+    Args:
+        judged: all judges, a jury and imports among them.
+        similarities: Similarity rows.
+        tie_bands: as in `compare_models`.
+        min_known_share: share of known words below which an answer got no similarity.
+        maker: name of the model that the run's models were made from.
+    """
+    verdicts = [row for found in judged for row in found.rows]
+    names, members = [found.judge for found in judged], members_of(judged)
+    results = compare_models(pairs, names, verdicts, similarities, tie_bands=tie_bands, seed=seed, members=members or None)
+    judges = [{"name": found.judge, **found.facts, "card": _card(found, verdicts, similarities, names, seed)} for found in judged]
+    unscored = [row for row in similarities if row["cosine"] is None]
+    headline = [f"judge: {pair_headline(entry)}" for entry in results]
+    headline += [line for found in judged if (line := _coverage_line(found))]
+    if unscored:
+        share = f"fewer than {min_known_share:.0%} of their words or their sample answer's have a vector"
+        headline.append(
+            f"judge: {len(unscored)} of {len(similarities)} answers have no similarity ({share}, or they are empty): not counted"
+        )
+    headline += [_word_line(found, entry["card"]) for found, entry in zip(judged, judges, strict=True) if found.judge != HUMAN]
+    headline += [
+        f"judge: {found.judge} is of the same family as {maker}: it may prefer its own kind" for found in judged if _is_kin(found, maker)
+    ]
+    counts = {
+        "similarities": len(similarities),
+        "similarities_unscored": len(unscored),
+        "verdicts": len(verdicts),
+        "verdicts_unscored": sum(row["winner"] is None for row in verdicts),
+        "verdicts_flagged": sum(bool(row["flag"]) for row in verdicts),
+        "canaries": sum(len(found.canaries) for found in judged),
+    }
+    ranking = {name: rank_models(verdicts, name, seed=seed) for name in names}
+    return {"counts": counts, "judges": judges, "jury": members, "pairs": results, "ranking": ranking, "headline": headline}
+
+
+def asked_share(rows: Sequence[Row]) -> Row:
+    """Return how many of a judge's games were settled or asked, and how many a stop left out."""
+    left_out = sum(row["unscored"].startswith(NOT_ASKED) for row in rows)
+    return {"games": len(rows), "asked": len(rows) - left_out, "share": (len(rows) - left_out) / len(rows) if rows else None}
+
+
+def could_go_on(manifest: Row, *, budget_usd: float | None, max_calls: int | None) -> bool:
+    """Return whether a stage that its budget stopped could go further with this one; a smaller one in any respect could not."""
+    before = manifest.get("budget", {})
+    limits = ((before.get("usd"), budget_usd), (before.get("calls"), max_calls))
+    is_larger = any(then is not None and (now is None or now > then) for then, now in limits)
+    is_smaller = any(now is not None and (then is None or now < then) for then, now in limits)
+    return bool(before.get("stopped")) and is_larger and not is_smaller
+
+
+def _card(found: Judged, verdicts: list[Row], similarities: list[Row], names: list[str], seed: int) -> Row:
+    human = HUMAN if HUMAN in names and found.judge != HUMAN else None
+    obeyed = followed(found.canaries, found.judge)
+    return describe_judge(verdicts, found.judge, similarities, seed=seed, human=human, canaries_followed=obeyed)
+
+
+def _coverage_line(found: Judged) -> str:
+    share = asked_share(found.rows)
+    if share["asked"] == share["games"]:
+        return ""
+    return (
+        f"judge: {found.judge} is not finished: {share['asked']} of {share['games']} games asked ({share['share']:.0%}), then "
+        f"{found.stopped}; its figures are of these questions alone, a random part; with more budget the same command pays the rest only"
+    )
+
+
+def _word_line(found: Judged, card: Row) -> str:
+    return f"judge: {found.judge} is {card['usability']['word']}: {'; '.join(card['usability']['reasons'])}"
+
+
+def _is_kin(found: Judged, maker: str) -> bool:
+    """Judges are said to prefer texts of their own family (arXiv:2404.13076)."""
+    return found.is_model and bool(_family(maker)) and _family(found.facts.get("model", "")) == _family(maker)
+
+
+def _family(model: str) -> str:
+    """Qwen/Qwen2.5-7B-Instruct -> qwen."""
+    found = re.match(r"[a-z]+", model.rstrip("/").rpartition("/")[2].lower())
+    return found[0] if found else ""
