@@ -134,7 +134,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         min_known_share=section.min_known_share,
         maker=config.teacher.model,
     )
-    budget = {"usd": section.budget_usd, "calls": section.max_calls, "stopped": any(found.stopped for found in judged)}
+    budget = {"usd": section.budget_usd, "calls": section.max_calls, "stopped": [found.stopped for found in judged if found.stopped]}
     return stage.finish(**told, similarity=scale, budget=budget, next="raystill report CONFIG")
 
 

@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 from ray_jobs.judging.canaries import followed
 from ray_jobs.judging.imports import HUMAN
+from ray_jobs.judging.judge_verdict import WEAK_HUMAN_KAPPA
 from ray_jobs.judging.openai_judge import NOT_ASKED
 from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
 
 Row = dict[str, Any]
+BUDGET = "the budget"
+"""How the reason of a stop begins that more money ends."""
 
 
 class Judged(NamedTuple):
@@ -92,18 +95,29 @@ def asked_share(rows: Sequence[Row]) -> Row:
 
 
 def could_go_on(manifest: Row, *, budget_usd: float | None, max_calls: int | None) -> bool:
-    """Return whether a stage that its budget stopped could go further with this one; a smaller one in any respect could not."""
+    """Return whether a stage that was stopped could go further now: what its budget stopped needs a larger one."""
     before = manifest.get("budget", {})
     limits = ((before.get("usd"), budget_usd), (before.get("calls"), max_calls))
     is_larger = any(then is not None and (now is None or now > then) for then, now in limits)
     is_smaller = any(now is not None and (then is None or now < then) for then, now in limits)
-    return bool(before.get("stopped")) and is_larger and not is_smaller
+    stops = before.get("stopped", [])
+    return any(not reason.startswith(BUDGET) for reason in stops) or (bool(stops) and is_larger and not is_smaller)
 
 
 def _card(found: Judged, verdicts: list[Row], similarities: list[Row], names: list[str], seed: int) -> Row:
     human = HUMAN if HUMAN in names and found.judge != HUMAN else None
     obeyed = followed(found.canaries, found.judge)
-    return describe_judge(verdicts, found.judge, similarities, seed=seed, human=human, canaries_followed=obeyed)
+    card = describe_judge(verdicts, found.judge, similarities, seed=seed, human=human, canaries_followed=obeyed)
+    return {**card, "usability": _of_people(found.facts)} if found.judge == HUMAN else card
+
+
+def _of_people(facts: Row) -> Row:
+    """People are what judges are held against; what can be said of them is how far they agree among themselves."""
+    agreed = facts.get("annotator_agreement")
+    if not agreed or agreed["alpha"] is None:
+        return {"word": "usable", "reasons": []}
+    reason = f"{facts['annotators']} annotators agree at Krippendorff's alpha {agreed['alpha']:.2f} on {agreed['num']} questions"
+    return {"word": "weak" if agreed["alpha"] < WEAK_HUMAN_KAPPA else "usable", "reasons": [reason]}
 
 
 def _coverage_line(found: Judged) -> str:
@@ -111,8 +125,8 @@ def _coverage_line(found: Judged) -> str:
     if share["asked"] == share["games"]:
         return ""
     return (
-        f"judge: {found.judge} is not finished: {share['asked']} of {share['games']} games asked ({share['share']:.0%}), then "
-        f"{found.stopped}; its figures are of these questions alone, a random part; with more budget the same command pays the rest only"
+        f"judge: {found.judge} was asked {share['asked']} of {share['games']} games ({share['share']:.0%}), and its figures are of these "
+        f"alone, a random part of the questions: {found.stopped}"
     )
 
 

@@ -55,17 +55,25 @@ def test_a_stop_is_told_with_its_share_and_with_what_goes_on():
     rows = rows_of("m1:x", "ab--")
     assert asked_share(rows) == {"games": 8, "asked": 4, "share": 0.5}
     lines = told([Judged("m1:x", rows, {"model": "qwen-max"}, is_model=True, stopped="the budget is spent")])["headline"]
-    assert any("m1:x is not finished: 4 of 8 games asked (50%), then the budget is spent" in line for line in lines)
+    assert any("m1:x was asked 4 of 8 games (50%)" in line and line.endswith("the budget is spent") for line in lines)
     assert any("m1:x is of the same family as Qwen/Qwen2.5-0.5B" in line for line in lines)
 
 
 def test_a_stopped_stage_goes_on_with_a_larger_budget_alone():
-    stopped = {"budget": {"usd": 1.0, "calls": None, "stopped": True}}
+    stopped = {"budget": {"usd": 1.0, "calls": None, "stopped": ["the budget of $1 is spent"]}}
     assert could_go_on(stopped, budget_usd=2.0, max_calls=None) and could_go_on(stopped, budget_usd=None, max_calls=None)
     assert not could_go_on(stopped, budget_usd=1.0, max_calls=None) and not could_go_on(stopped, budget_usd=0.5, max_calls=None)
     assert not could_go_on(stopped, budget_usd=2.0, max_calls=10)
-    assert not could_go_on({"budget": {"usd": 1.0, "calls": None, "stopped": False}}, budget_usd=2.0, max_calls=None)
+    assert not could_go_on({"budget": {"usd": 1.0, "calls": None, "stopped": []}}, budget_usd=2.0, max_calls=None)
     assert not could_go_on({}, budget_usd=2.0, max_calls=None)
+    paused = {"budget": {"usd": None, "calls": None, "stopped": ["the endpoint asks to wait 3600 s"]}}
+    assert could_go_on(paused, budget_usd=None, max_calls=None)
+
+
+def test_people_are_told_by_their_own_agreement():
+    people = Judged("human", rows_of("human", "abab"), {"annotators": 2, "annotator_agreement": {"alpha": 0.3, "num": 4}})
+    usability = next(entry for entry in told([people])["judges"])["card"]["usability"]
+    assert usability == {"word": "weak", "reasons": ["2 annotators agree at Krippendorff's alpha 0.30 on 4 questions"]}
 
 
 def test_a_stop_leaves_whole_questions_in_a_random_order():

@@ -1,0 +1,107 @@
+"""What a judge will cost, said before a call is sent: an upper bound without answers, exact with them, nothing for what is kept."""
+
+import pytest
+
+from ray_jobs import judge, plan
+from ray_jobs.core.config_file import validate
+from ray_jobs.core.errors import ConfigError
+from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.call_plan import in_words, plan_calls
+from ray_jobs.judging.calls import Prices, Reply
+from ray_jobs.judging.canaries import make_canaries
+from ray_jobs.judging.ledger import Ledger
+from ray_jobs.judging.openai_judge import ModelJudge
+from ray_jobs.judging.pairs import make_games
+from ray_jobs.judging.prices import LISTED, are_known, prices_of
+
+QUESTIONS = [{"question_id": f"q{n}", "question": "Why?", "reference": f"Sample {n}.", "language": "en"} for n in range(10)]
+JUDGE = ModelJudge("openai", "gpt-4o", "", 800, True, Prices(2.5, 10.0), 0)
+
+
+def games_of(text_of):
+    answers = {
+        model: [
+            {"answer_id": f"{model}{n}", "question_id": f"q{n}", "model": model, "text": text_of(model, n), "finish_reason": "stop"}
+            for n in range(10)
+        ]
+        for model in ("base", "teacher")
+    }
+    return make_games(QUESTIONS, answers, [("base", "teacher")])
+
+
+def planned(games, *, canaries=0, ledger=None, missing=0, judge_=JUDGE, rpm=None, tpm=None):
+    planted = make_canaries(QUESTIONS, canaries, seed=0)
+    limits = {"requests_per_minute": rpm, "tokens_per_minute": tpm}
+    return plan_calls(judge_, games=games, canaries=planted, ledger=ledger, missing_answer_tokens=missing, **limits)
+
+
+def test_equal_answers_are_no_calls_and_without_answers_all_games_are():
+    some_equal = games_of(lambda model, n: "same" if n < 4 else f"{model} says {n}")
+    assert planned(some_equal).calls == 12 and planned(some_equal, canaries=3).calls == 15
+    bound = planned(games_of(lambda model, n: model), canaries=3, missing=100)
+    assert (bound.calls, bound.is_exact) == (23, False)
+    assert bound.prompt_tokens.high >= 20 * 2 * 100
+    assert "23 calls at most" in in_words(bound, is_local=False)[0]
+
+
+def test_repeats_multiply_and_kept_replies_cost_nothing(tmp_path):
+    games, ledger = games_of(lambda model, n: f"{model} says {n}"), Ledger(Storage(str(tmp_path)))
+    twice = JUDGE._replace(repeats=2)
+    assert planned(games, judge_=twice).calls == 40
+    for call in list(JUDGE.calls(games).values())[:5]:
+        ledger.keep(call.key, Reply("{}", 0.1))
+    found = planned(games, ledger=ledger)
+    assert (found.calls, found.answered) == (15, 5)
+    assert planned(games, judge_=twice, ledger=ledger).calls == 35
+    assert planned(games, judge_=JUDGE._replace(model="other"), ledger=ledger).calls == 20
+
+
+def test_price_and_minutes_are_ranges_of_the_tokens():
+    found = planned(games_of(lambda model, n: f"{model} says {n}"), rpm=40, tpm=10_000)
+    assert found.completion_tokens == (20 * 60, 20 * 800)
+    assert found.usd.high == pytest.approx(round(found.prompt_tokens.high) * 2.5e-6 + 20 * 800 * 10e-6)
+    assert found.usd.low < found.usd.high
+    assert found.minutes == pytest.approx((found.prompt_tokens.high + found.completion_tokens.high) / 10_000)
+    assert planned(games_of(lambda model, n: f"{model} {n}"), rpm=40).minutes == 0.5
+    unknown = planned(games_of(lambda model, n: f"{model} {n}"), judge_=JUDGE._replace(prices=Prices()))
+    assert (unknown.usd, unknown.minutes) == (None, None)
+    assert "unknown price" in in_words(unknown, is_local=False)[1] and "learned from the endpoint" in in_words(unknown, is_local=False)[1]
+
+
+def test_listed_prices_are_of_the_providers_own_endpoint_alone():
+    given = {"prompt": None, "completion": None}
+    assert prices_of("gpt-4o", base_url=None, **given) == prices_of("gpt-4o-2024-08-06", base_url=None, **given) == LISTED["gpt-4o"]
+    assert not are_known(prices_of("gpt-4o", base_url="http://localhost:8000/v1", **given))
+    assert not are_known(prices_of("gpt-4o-audio-preview", base_url=None, **given))
+    assert prices_of("gpt-4o", prompt=1.0, completion=None, base_url=None) == Prices(1.0, 10.0)
+
+
+def test_a_budget_in_dollars_without_prices_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    tree = {"run": {"name": "r", "storage": str(tmp_path)}, "answer": {"models": ["base", "teacher"]}}
+    section = {"pairs": [["base", "teacher"]], "judges": ["openai"], "budget_usd": 1.5, "openai": {"model": "own-model"}}
+    with pytest.raises(ConfigError, match=r"budget_usd = 1\.5 cannot be kept: the price of judge 'openai' \('own-model'\) is unknown"):
+        judge.check(validate({**tree, "judge": section}))
+    priced = {"model": "own-model", "usd_per_million_prompt_tokens": 1, "usd_per_million_completion_tokens": 1}
+    judge.check(validate({**tree, "judge": {**section, "openai": priced}}))
+
+
+def test_the_plan_counts_judge_calls_from_the_questions_file_on(tmp_path, tiny_model):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "Why?", "reference": "So."}\n{"question": "Warum?", "reference": "Darum."}\n')
+    tree = {
+        "run": {"name": "r", "storage": str(tmp_path)},
+        "teacher": {"model": str(tiny_model)},
+        "student": {"layers": 2},
+        "data": {"questions": str(questions)},
+        "answer": {"models": ["base", "teacher"]},
+        "judge": {"pairs": [["base", "teacher"]], "judges": ["coverage", "openai"], "openai": {"requests_per_minute": 4}},
+    }
+    told = plan.run(validate(tree), force=False)
+    assert [(entry["judge"], entry["calls"], entry["canaries"]) for entry in told["judge"]] == [("openai:gpt-4o", 8, 4)]
+    assert told["judge"][0]["minutes"] == 2.0
+    assert any("judge openai:gpt-4o: 8 calls at most" in line for line in told["headline"])
+    assert not RunFolder(validate(tree)).storage.exists("replies")
+    none = plan.run(validate({**tree, "judge": {}}), force=False)
+    assert none["judge"] == [] and not any(line.startswith("judge") for line in none["headline"])
