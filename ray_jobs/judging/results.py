@@ -48,7 +48,7 @@ def compare_models(
 
     Args:
         judges: names as in the Verdict rows.
-        members: those of the judges that make the jury, whose own agreement `jury` tells; None takes all judges.
+        members: those of the judges that make the jury, whose own agreement `jury` tells; None takes all but the jury.
         tie_bands: {column of the Similarity rows: largest difference that counts as a tie}; 0 where a column is absent.
         seed: of the bootstrap intervals.
     """
@@ -69,7 +69,7 @@ def compare_models(
                     judge: _agreement(_winners(found), nearer[SIMILARITY], seed)._asdict() for judge, found in of_pair.items()
                 },
                 "margins": {name: _margins(similarities, a, b, column, tie_bands.get(column, 0.0)) for name, column in METRICS.items()},
-                **_agreements({judge: _winners(found) for judge, found in of_pair.items()}, nearer, members or judges, seed),
+                **_agreements({judge: _winners(found) for judge, found in of_pair.items()}, nearer, members, seed),
             }
         )
     return entries
@@ -143,10 +143,14 @@ def _agreement(first: Mapping[str, Winner | None], second: Mapping[str, Winner |
 
 
 def _agreements(
-    judged: Mapping[str, Mapping[str, Winner | None]], nearer: Mapping[str, Mapping[str, Winner | None]], members: Sequence[str], seed: int
+    judged: Mapping[str, Mapping[str, Winner | None]],
+    nearer: Mapping[str, Mapping[str, Winner | None]],
+    members: Sequence[str] | None,
+    seed: int,
 ) -> Row:
     """Every judge beside every metric and every other judge but its own jury; `decided` leaves ties out (the 2x2)."""
-    others = [(x, y) for x, y in combinations(judged, 2) if not (JURY in (x, y) and {x, y} & set(members))]
+    others = [(x, y) for x, y in combinations(judged, 2) if not (JURY in (x, y) and {x, y} & set(members or ()))]
+    asked = [judge for judge in judged if judge != JURY] if members is None else members
     sides = [*((judge, metric) for judge in judged for metric in nearer), *others]
     everyone = {**nearer, **judged}
     found = [
@@ -159,8 +163,8 @@ def _agreements(
         for first, second in sides
     ]
     ids = list(dict.fromkeys(id_ for winners in judged.values() for id_ in winners))
-    jury = jury_agreement([[judged[member].get(id_) for id_ in ids] for member in members], seed=seed)
-    return {"agreements": found, "jury": jury._asdict() if len(members) > 1 else None}
+    jury = jury_agreement([[judged[judge].get(id_) for id_ in ids] for judge in asked], seed=seed)
+    return {"agreements": found, "jury": jury._asdict() if len(asked) > 1 else None}
 
 
 def pair_headline(entry: Row) -> str:
