@@ -89,7 +89,13 @@ def many_questions(count):
         id_ = row["question_id"]
         for model in pair:
             text = f"The {model} says about part {i} in words such as these: " + "it keeps a record and answers in order. " * 6
-            answers[model][id_] = {"text": text, "finish_reason": "stop", "error": "", "completion_tokens": 60}
+            answers[model][id_] = {
+                "answer_id": f"{id_} {model}",
+                "text": text,
+                "finish_reason": "stop",
+                "error": "",
+                "completion_tokens": 60,
+            }
             scores = {
                 "cosine": draw.gauss(0.93, 0.004),
                 "sif_cosine": 0.3,

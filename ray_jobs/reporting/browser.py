@@ -10,7 +10,7 @@ from ray_jobs.reporting.sentences import NAMES
 
 QUESTION_KEYS = ("question_id", "question", "reference", "topic", "language")
 TEXT_KEYS = ("question", "reference")
-ANSWER_KEYS = ("finish_reason", "error", "completion_tokens")
+ANSWER_KEYS = ("answer_id", "finish_reason", "error", "completion_tokens")
 SCORE_KEYS = ("cosine", "sif_cosine", "token_f1", "oov_share", "reason")
 MOST_CHARACTERS = 20_000
 """Longest text in the page: one answer of 200 kB would outweigh a hundred ordinary ones, and nobody reads it here."""

@@ -1,10 +1,7 @@
 """The report in a real headless Chromium, opened from file:// as a person would open it."""
 
-import csv
-import io
 import json
 import re
-import shutil
 
 import pytest
 from report_run import config_of, make_questions, many_questions, write_run
@@ -15,40 +12,7 @@ from ray_jobs.reporting.page import render
 from ray_jobs.reporting.summary import summarise
 from ray_jobs.reporting.view import page_context
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-ATTACK = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></textarea>\"' \u202egpj.exe\u202c"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_report(chromium):
-    """A function that opens the report of a run and returns its page; no error, no request beyond the file is let through."""
-    pages, complaints = [], []
-
-    def open_(folder, **options):
-        page = chromium.new_page(**options)
-        pages.append(page)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
-        page.goto(f"file://{folder}/house/report/report.html")
-        return page
-
-    yield open_
-    for page in pages:
-        page.close()
-    assert complaints == []
+ATTACK = "Größe <script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></textarea>\"' \u202egpj.exe\u202c"
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +25,6 @@ def hundred(tmp_path_factory):
     write_run(folder, make_questions(100), answer_of=answer_of, judges=("coverage", "openai:stub"), measured=True)
     report.run(config_of(folder), force=False)
     return folder
-
-
-def _questions(folder):
-    return [json.loads(line) for line in (folder / "house" / "prepare" / "questions.jsonl").read_text().splitlines()]
 
 
 def _rows(folder):
@@ -117,7 +77,7 @@ def test_what_models_wrote_stays_text(hundred, open_report):
     page = open_report(hundred)
     entry = page.locator(".entry").nth(2)
     _open(entry)
-    assert "<script>window.hacked = 1</script><img src=x" in entry.inner_text()
+    assert "Größe <script>window.hacked = 1</script><img src=x" in entry.inner_text()
     assert "U+202E" in entry.inner_text() and "\u202e" not in entry.inner_text()
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
@@ -193,37 +153,6 @@ def test_an_answer_of_200_kB_is_cut_with_a_note(hundred, open_report):
     whole = len(" The base answers part 6.") + len(" Endless.") * 25_000
     assert f"[cut here by the report: 20,000 of {whole:,} characters]" in page.locator(".entry").inner_text()
     assert len(page.content()) < 1_000_000
-
-
-def test_labels_are_given_blind_and_leave_as_a_file_that_judge_imports(hundred, open_report):
-    page = open_report(hundred)
-    page.fill("[name=annotator]", 'A "Q", B')
-    page.click("#labelling button")
-    page.locator("#desk .answers").wait_for()
-    assert not page.locator("#questions").is_visible() and not page.locator("header").is_visible()
-    assert "judge" not in page.locator("#desk").inner_text().lower()
-    given = []
-    for shortcut, side in (("1", "Left"), ("2", "Right"), ("0", None)):
-        text = page.locator("#desk").inner_text()
-        answers = page.locator("#desk .answers > div").all_inner_texts()
-        told = next(answer for answer in answers if answer.startswith(side)) if side else ""
-        given.append((re.search(r"part (\d+) of a kernel", text)[1], "a" if "The base" in told else "b" if told else "tie"))
-        page.keyboard.press(shortcut)
-    page.keyboard.press("s")
-    assert page.locator("#labelled").inner_text() == "3 of 100 labelled"
-    ids = {re.search(r"part (\d+)", q["question"])[1]: q["question_id"] for q in _questions(hundred)}
-    files = {}
-    for kind in ("csv", "jsonl"):
-        with page.expect_download() as download:
-            page.click(f"[data-format={kind}]")
-        files[kind] = download.value.path().read_text(encoding="utf-8")
-        assert download.value.suggested_filename == f"human_labels.{kind}"
-    labels = list(csv.DictReader(io.StringIO(files["csv"], newline="")))
-    keys = {"model_a": "base", "model_b": "teacher", "annotator": 'A "Q", B'}
-    assert labels == [{"question_id": ids[part], **keys, "winner": winner} for part, winner in given]
-    assert [json.loads(line) for line in files["jsonl"].splitlines()] == labels
-    page.keyboard.press("x")
-    assert page.locator("#questions").is_visible()
 
 
 def test_it_works_with_the_keyboard_alone(hundred, open_report):

@@ -1,6 +1,7 @@
 // Blind labels: which answer is better, with neither names nor verdicts in sight. They leave the page only as a download.
 (() => {
-  const COLUMNS = ["question_id", "model_a", "model_b", "winner", "annotator"];
+  // The answers' ids let the import refuse a label of an answer that has been made anew since.
+  const COLUMNS = ["question_id", "model_a", "model_b", "winner", "annotator", "answer_a", "answer_b"];
   const form = document.getElementById("labelling");
   const desk = document.getElementById("desk");
   const status = document.getElementById("labelled");
@@ -27,7 +28,9 @@
   const sides = (q) => (hash(`${q.question_id} side ${annotator()}`) & 1 ? ["b", "a"] : ["a", "b"]);
 
   const label = (q, winner) => {
-    labels.set(key(q), { question_id: q.question_id, model_a: pair().model_1, model_b: pair().model_2, winner, annotator: annotator() });
+    const [a, b] = [pair().model_1, pair().model_2];
+    const answers = { answer_a: q.answers[a].answer_id, answer_b: q.answers[b].answer_id };
+    labels.set(key(q), { question_id: q.question_id, model_a: a, model_b: b, winner, annotator: annotator(), ...answers });
     at += 1;
     show();
   };
