@@ -6,10 +6,12 @@ import json
 import re
 
 import pytest
-from report_run import config_of, make_questions, write_run
+from report_run import PAIRS, config_of, make_questions, write_run
 
 from ray_jobs import report
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.judging.imports import read_import
+from ray_jobs.judging.pairs import make_games
 from ray_jobs.reporting.run_files import read_run
 
 
@@ -24,6 +26,11 @@ def run(tmp_path_factory):
 def _answer_ids(folder):
     run = read_run(RunFolder(config_of(folder)))
     return {(model, id_): row["answer_id"] for model, rows in run.answers.items() for id_, row in rows.items()}
+
+
+def _games(folder):
+    run = read_run(RunFolder(config_of(folder)))
+    return make_games(run.questions, {model: list(rows.values()) for model, rows in run.answers.items()}, PAIRS)
 
 
 def _questions(folder):
@@ -61,5 +68,9 @@ def test_labels_are_given_blind_and_leave_as_a_file_that_judge_imports(run, open
         for id_, winner in given
     ]
     assert [json.loads(line) for line in files["jsonl"].splitlines()] == labels
+    for kind, text in files.items():
+        imported = read_import(text.encode(), name=f"human_labels.{kind}", judge="human", games=_games(run))
+        assert [(row["question_id"], row["winner"]) for row in imported.rows] == given
+        assert (imported.facts["labels"], imported.facts["annotators"]) == (3, 1)
     page.keyboard.press("x")
     assert page.locator("#questions").is_visible()
