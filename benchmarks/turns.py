@@ -84,9 +84,9 @@ def results(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def ratio(values: list[float]) -> str:
+def ratio(values: list[float], *, digits: int = 2) -> str:
     """Return the median with the smallest and the largest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def memory(*fields: str) -> dict[str, int]:
