@@ -1,6 +1,6 @@
 """What each kind of kept target takes on disk, what it costs beside the teacher's forward pass, and how far it leads the student astray.
 
-python -m benchmarks.distillation_cache --wikitext FOLDER [--steps 0 12] [--texts wikitext course] [--out distillation_cache.jsonl]
+python -m benchmarks.distillation_cache --wikitext FOLDER [--steps 0 6] [--texts wikitext course] [--out distillation_cache.jsonl]
 
 FOLDER holds WikiText-2's valid.txt (the student is trained on it and the course) and test.txt (held out). The teacher is
 SmolLM2-135M-Instruct, the student 20 of its layers after so many steps. Kept targets go through the job's own cache and are read
@@ -8,6 +8,7 @@ back from its files; what they say is held against the dense divergence in float
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -23,7 +24,6 @@ from benchmarks.turns import add_result, ratio, versions
 MODEL = "smollm2-135m-instruct"
 KINDS = ("hidden-float32", "hidden-bfloat16", "hidden-float16", "top-16", "top-64", "top-256")
 TEXTS = ("wikitext", "course")
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 TEMPERATURES = (1.0, 2.0)
 TRAINING = {"kd_weight": 1.0, "ce_weight": 0.0, "hidden_weight": 0.0}
 SETTINGS = ("model", "layers", "length", "eval_rows", "turns", "learning_rate", "global_batch_size", "dtype", "seed", "threads")
@@ -32,13 +32,14 @@ SETTINGS = ("model", "layers", "length", "eval_rows", "turns", "learning_rate", 
 def main() -> None:
     options = arguments()
     settings = {name: getattr(options, name) for name in SETTINGS}
-    wanted = [(steps, text) for steps in options.steps for text in options.texts]
-    done = {(run["steps"], run["text"]) for run in known(options.out) if run["settings"] == settings}
-    for steps, text in (each for each in wanted if each not in done):
-        facts = {"steps": steps, "text": text, "settings": settings, "versions": versions(), "load": os.getloadavg()[0]}
+    wanted = itertools.product(options.divergences, options.steps, options.texts)
+    done = {(run["divergence"], run["steps"], run["text"]) for run in known(options.out) if run["settings"] == settings}
+    for divergence, steps, text in (each for each in wanted if each not in done):
+        case = {"divergence": divergence, "steps": steps, "text": text}
+        facts = {"settings": settings, "versions": versions(), "load": os.getloadavg()[0]}
         began = time.perf_counter()
-        add_result(options.out, {**facts, **measure(options, steps=steps, text=text)})
-        print(f"{text}, student after {steps} steps: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        add_result(options.out, {**case, **facts, **measure(options, **case)})
+        print(f"{divergence}, {text}, student after {steps} steps: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     runs = [run for run in known(options.out) if run["settings"] == settings]
     print("\n\n".join([cost_table(runs), *map(error_table, runs)]))
 
@@ -48,25 +49,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wikitext", type=Path, required=True, help="folder with valid.txt and test.txt of WikiText-2")
     parser.add_argument("--model", default=MODEL, help="the teacher")
     parser.add_argument("--layers", type=int, default=20, help="layers of the student")
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 12], help="a student after so many steps; each is measured")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 6], help="a student after so many steps; each is measured")
     parser.add_argument("--texts", nargs="+", default=list(TEXTS), choices=TEXTS)
+    parser.add_argument("--divergences", nargs="+", default=["forward_kl", "jsd"], choices=["forward_kl", "reverse_kl", "jsd"])
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--eval-rows", type=int, default=4, help="held-out rows of each text, at most")
     parser.add_argument("--turns", type=int, default=5, help="of teacher and cache; one before them does not count")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--global-batch-size", type=int, default=4, help="rows of a step")
+    parser.add_argument("--global-batch-size", type=int, default=2, help="rows of a step")
     parser.add_argument("--micro-batch-size", type=int, default=2)
     parser.add_argument("--dtype", default="auto", help="of the training's products; all that is measured is in float32")
     parser.add_argument("--device", default="cpu", choices=["cpu"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "distillation_cache", help="trained students (0.4 GB each)")
-    parser.add_argument("--out", type=Path, default=Path("distillation_cache.jsonl"), help="results, one JSON line a student and text; added to")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "distillation_cache", help="students (0.4 GB each)")
+    parser.add_argument("--out", type=Path, default=Path("distillation_cache.jsonl"), help="results, one JSON line a case; added to")
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace, *, steps: int, text: str) -> dict[str, Any]:
-    """Return costs and errors of each kind on one text, with the student after so many steps."""
+def measure(options: argparse.Namespace, *, divergence: str, steps: int, text: str) -> dict[str, Any]:
+    """Return costs of each kind on one text, and errors of a divergence with the student after so many steps."""
     import torch
 
     from benchmarks.kept_targets import turn
@@ -96,7 +98,7 @@ def measure(options: argparse.Namespace, *, steps: int, text: str) -> dict[str, 
             "num_tokens": num_tokens,
             "bytes_per_token": {kind: each.num_bytes / num_tokens for kind, each in found.items()},
             "seconds": seconds[1:],
-            "errors": all_errors(student, batches, exact, kept),
+            "errors": all_errors(student, batches, exact, kept, name=divergence),
         }
 
 
@@ -127,8 +129,8 @@ def forward_seconds(teacher: Any, batches: list[Any]) -> dict[str, float]:
     return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
 
 
-def all_errors(student: Any, batches: list[Any], exact: list[Any], kept: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Return `errors` for each divergence, temperature and kind."""
+def all_errors(student: Any, batches: list[Any], exact: list[Any], kept: dict[str, list[Any]], *, name: Any) -> list[dict[str, Any]]:
+    """Return `errors` of a divergence for each temperature and kind."""
     import torch
 
     from benchmarks.kept_targets import errors, exact_word, kept_word
@@ -138,13 +140,12 @@ def all_errors(student: Any, batches: list[Any], exact: list[Any], kept: dict[st
     with torch.no_grad():
         hidden = [valid_hidden(student, batch)[0] for batch in batches]
     head_VH, found = student.get_output_embeddings().weight, []
-    for name in DIVERGENCES:
-        for temperature in TEMPERATURES:
-            divergence = Divergence(name, temperature=temperature)
-            true = [exact_word(hidden_NH, head_VH, target, divergence) for hidden_NH, target in zip(hidden, exact, strict=True)]
-            for kind, targets in kept.items():
-                words = [kept_word(hidden_NH, head_VH, target, divergence) for hidden_NH, target in zip(hidden, targets, strict=True)]
-                found.append({"divergence": name, "temperature": temperature, "kind": kind, **errors(words, true)})
+    for temperature in TEMPERATURES:
+        divergence = Divergence(name, temperature=temperature)
+        true = [exact_word(hidden_NH, head_VH, target, divergence) for hidden_NH, target in zip(hidden, exact, strict=True)]
+        for kind, targets in kept.items():
+            words = [kept_word(hidden_NH, head_VH, target, divergence) for hidden_NH, target in zip(hidden, targets, strict=True)]
+            found.append({"temperature": temperature, "kind": kind, **errors(words, true)})
     return found
 
 
@@ -166,15 +167,15 @@ def cost_table(runs: list[dict[str, Any]]) -> str:
 def error_table(run: dict[str, Any]) -> str:
     """Return Markdown: what a kept target says against the exact one, for one student and text."""
     lines = [
-        f"{run['text']}, {run['num_tokens']} tokens, student after {run['steps']} steps:\n",
-        "| divergence | T | kept | exact, nats | mean abs. error, nats | error / exact | bias, nats | gradient norm / exact "
+        f"{run['divergence']}, {run['text']}, {run['num_tokens']} tokens, student after {run['steps']} steps:\n",
+        "| T | kept | exact, nats | mean abs. error, nats | error / exact | bias, nats | gradient norm / exact "
         "| 1 - cosine | gradient error |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in run["errors"]:
         values = [f"{row[name]:.2g}" for name in ("error_nats", "relative", "bias_nats")]
         values += [f"{row['norm_ratio']:.4f}", f"{row['cosine_gap']:.2g}", f"{row['gradient_error']:.2g}"]
-        head = f"| {row['divergence']} | {row['temperature']:g} | {row['kind']} | {row['exact_nats']:.4f}"
+        head = f"| {row['temperature']:g} | {row['kind']} | {row['exact_nats']:.4f}"
         lines.append(f"{head} | {' | '.join(values)} |")
     return "\n".join(lines)
 

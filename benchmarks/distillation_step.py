@@ -30,8 +30,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "cuda": {"dtype": "bfloat16", "length": 8192, "vocabulary": 128256, "student_shape": "2048x16", "teacher_shape": "3072x28"},
 }
 CHECKPOINTING = "raystill-epoch2-checkpointing"
-"""Not among the defaults: the smallest that a step can be, against trl-checkpointing."""
-SYSTEMS = ("raystill-epoch1", "raystill-epoch2", "trl", "trl-checkpointing", "bare-epoch1", "bare-epoch2")
+"""Not among the defaults: the smallest that a step can be, against trl-checkpointing. The system whose name ends in -tight
+returns freed memory at once, as a worker does whose plan comes near its limit; it holds less and takes longer."""
+SYSTEMS = ("raystill-epoch1", "raystill-epoch2", "raystill-epoch2-tight", "trl", "trl-checkpointing", "bare-epoch1", "bare-epoch2")
 REFERENCE = "trl"
 TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (2e-2, 2e-2)}
 """Largest relative difference of the first step's loss and gradient norm for which two systems count as doing the same work."""
@@ -44,7 +45,7 @@ class Goal(NamedTuple):
     memory: float | None
 
 
-GOALS = {"raystill-epoch1": Goal(1.15, None), "raystill-epoch2": Goal(1.5, 0.6)}
+GOALS = {"raystill-epoch1": Goal(1.15, None), "raystill-epoch2": Goal(1.5, 0.6), "raystill-epoch2-tight": Goal(1.5, 0.6)}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.distillation_inputs import ALPHA, RANK, Marks, same_adapters
 from ray_jobs.training.adapters import add_lora
+from ray_jobs.training.allocator import return_freed_memory
 from ray_jobs.training.batches import PackedRows, step_batches
 from ray_jobs.training.losses import valid_hidden
 from ray_jobs.training.models import choose_dtype, load_model
@@ -22,6 +23,8 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, required=True)
     settings = parser.parse_args().settings
     torch.set_num_threads(settings["threads"])
+    if settings["system"].endswith("-tight"):
+        return_freed_memory()
     student = load_model(settings["student"], dtype=torch.float32, device=settings["device"])
     if settings["method"] == "lora":
         student = add_lora(student, rank=RANK, alpha=ALPHA, dropout=0.0, targets="all-linear")

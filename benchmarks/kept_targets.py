@@ -1,10 +1,10 @@
 """Kinds of kept targets: what a cache makes of the teacher's word, what that costs, and how far it is from the exact word.
 
-Shapes: N valid positions, H width, V vocabulary.
+Shapes: N valid positions, C positions of one chunk, H width, V vocabulary.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.cache import CachedTargets, Kept, KeptHidden, KeptTopK
 from ray_jobs.distillation.dense import dense_divergence
-from ray_jobs.distillation.divergence import Divergence
-from ray_jobs.distillation.fused_head import Chunk, Teacher, TopKTeacher, WholeTeacher
+from ray_jobs.distillation.divergence import CHUNK_POSITIONS, Divergence
+from ray_jobs.distillation.fused_head import Teacher, TopKTeacher, WholeTeacher
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.targets import HiddenTarget, Target, WorkerTeacher
 from ray_jobs.distillation.topk import TopKCodec
@@ -100,29 +100,39 @@ class Word(NamedTuple):
 
 
 def exact_word(student_NH: Tensor, head_VH: Tensor, target: HiddenTarget, divergence: Divergence) -> Word:
-    """Return the dense form by autograd on all logits, in float32."""
-    leaf_NH = student_NH.detach().requires_grad_(True)
-    divergence_N = dense_divergence(leaf_NH @ head_VH.T, target.hidden_NH @ target.head_VH.T, divergence)
-    (gradient_NH,) = torch.autograd.grad(divergence_N.sum(), leaf_NH)
-    return Word(divergence_N.detach(), gradient_NH)
+    """Return the dense form by autograd on all logits of a chunk, in float32."""
+    return _in_chunks(_exact_chunk, student_NH, head_VH, target, divergence)
 
 
 def kept_word(student_NH: Tensor, head_VH: Tensor, target: Target, divergence: Divergence) -> Word:
-    """Return what the fused head trains on: its own chunk of the target, at all positions at once."""
-    log_q_NV = torch.log_softmax(student_NH @ head_VH.T / divergence.temperature, dim=-1)
-    every = slice(0, len(student_NH))
-    divergence_N = _chunk(target, divergence, every).compare_(log_q_NV, every)  # leaves the gradient by the softened logits
-    scale = divergence.scale
-    return Word(scale * divergence_N, scale / divergence.temperature * (log_q_NV @ head_VH))
+    """Return what the fused head trains on: its own chunks of the target."""
+    return _in_chunks(_kept_chunk, student_NH, head_VH, target, divergence)
 
 
-def _chunk(target: Target, divergence: Divergence, at: slice) -> Chunk:
-    teacher: Teacher
+def _in_chunks(word: Callable[..., Word], student_NH: Tensor, head_VH: Tensor, target: Target, divergence: Divergence) -> Word:
+    starts = range(0, len(student_NH), CHUNK_POSITIONS)
+    parts = [word(student_NH, head_VH, target, divergence, slice(start, start + CHUNK_POSITIONS)) for start in starts]
+    return Word(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _exact_chunk(student_NH: Tensor, head_VH: Tensor, target: HiddenTarget, divergence: Divergence, at: slice) -> Word:
+    leaf_CH = student_NH[at].detach().requires_grad_(True)
+    divergence_C = dense_divergence(leaf_CH @ head_VH.T, target.hidden_NH[at] @ target.head_VH.T, divergence)
+    (gradient_CH,) = torch.autograd.grad(divergence_C.sum(), leaf_CH)
+    return Word(divergence_C.detach(), gradient_CH)
+
+
+def _kept_chunk(student_NH: Tensor, head_VH: Tensor, target: Target, divergence: Divergence, at: slice) -> Word:
+    log_q_CV = torch.log_softmax(student_NH[at] @ head_VH.T / divergence.temperature, dim=-1)
+    whole = slice(0, len(log_q_CV))
+    divergence_C = _teacher(target, divergence).chunk(at).compare_(log_q_CV, whole)  # leaves the gradient by the softened logits
+    return Word(divergence.scale * divergence_C, divergence.scale / divergence.temperature * (log_q_CV @ head_VH))
+
+
+def _teacher(target: Target, divergence: Divergence) -> Teacher:
     if isinstance(target, HiddenTarget):
-        teacher = WholeTeacher(target.hidden_NH, target.head_VH, divergence.compare_, divergence.temperature)
-    else:
-        teacher = TopKTeacher(*target.at(divergence.temperature), divergence.compare_)
-    return teacher.chunk(at)
+        return WholeTeacher(target.hidden_NH, target.head_VH, divergence.compare_, divergence.temperature)
+    return TopKTeacher(*target.at(divergence.temperature), divergence.compare_)
 
 
 def errors(kept: list[Word], exact: list[Word]) -> dict[str, float]:

@@ -69,6 +69,7 @@ class FusedHead(torch.autograd.Function):
                     grad_NH[at] = grad_CV @ weight_VH
                 if needs_head:
                     _add_product_(grad_VH[: settings.num_tokens], grad_CV.T, hidden_CH)
+                del logits_CV, grad_CV  # else this chunk's would be alive beside the next one's
         ctx.save_for_backward(grad_NH, None if grad_VH is None else grad_VH.to(head_VH.dtype))
         divergence, ce = sums.unbind()
         ctx.mark_non_differentiable(divergence, ce)
@@ -76,8 +77,8 @@ class FusedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total: Tensor, *_):
-        """Scale the gradients that the forward pass left."""
-        scaled = (None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors)
+        """Scale the gradients that the forward pass left, where they lie: torch refuses a second backward pass through them."""
+        scaled = (None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in ctx.saved_tensors)
         return *scaled, None, None, None
 
 

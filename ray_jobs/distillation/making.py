@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.models import resolve_model
@@ -13,6 +12,7 @@ from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.hidden_states import drop_projection
 from ray_jobs.distillation.start import Start, load_start, start_folder
 from ray_jobs.training.adapters import add_lora, check_lora, check_storage, load_merged
+from ray_jobs.training.losses import causal_lm
 from ray_jobs.training.models import Quantization, check_unquantized, choose_dtype, load_tokenizer
 from ray_jobs.training.skeletons import skeleton_of
 
@@ -89,7 +89,7 @@ class Student(NamedTuple):
             device: where it was trained; a model that was in pieces lies on the CPU by now.
         """
         drop_projection(model)
-        if isinstance(model, PeftModel):
+        if causal_lm(model) is not model:  # it has adapters
             model.peft_config["default"].base_model_name_or_path = self.start.model
             model.save_pretrained(folder, save_embedding_layers=False)
             return

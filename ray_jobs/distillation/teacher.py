@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from ray_jobs.core.models import resolve_model
@@ -34,7 +33,11 @@ def load_teacher(
     if quantization is None:
         return load_named(model, adapter, dtype=dtype, device=device)
     base: Any = load_model(resolve_model(model), dtype=dtype, quantization=quantization, device=device)
-    return base if adapter is None else PeftModel.from_pretrained(base, str(local_folder(adapter))).eval()
+    if adapter is None:
+        return base
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(base, str(local_folder(adapter))).eval()
 
 
 def check_teacher(folder: Path, storage: str, *, dora: bool, device: str) -> None:

@@ -1,11 +1,9 @@
 """Low-rank adapters: new ones on a model, what a model cannot hold, and saved ones added into the weights they were trained on."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,6 +11,12 @@ from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.storage import local_folder
 from ray_jobs.training.models import Quantization, load_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the head."""
 
 
 def add_lora(
@@ -24,7 +28,7 @@ def add_lora(
     targets: str | list[str],
     rslora: bool = False,
     dora: bool = False,
-) -> PeftModel:
+) -> "PeftModel":
     """Return the model with new trainable low-rank adapters (float32) on its frozen linear layers.
 
     Args:
@@ -39,12 +43,14 @@ def add_lora(
     Source:
         Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732; Liu et al. 2024, arXiv:2402.09353.
     """
+    from peft import LoraConfig, get_peft_model  # with bitsandbytes behind it 50 MiB, which training without adapters does without
+
     check_lora(model, rank=rank, targets=targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=targets if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND else sorted(_names(targets)),
+        target_modules=targets if targets == ALL_LINEAR else sorted(_names(targets)),
         use_rslora=rslora,
         use_dora=dora,
         task_type="CAUSAL_LM",
@@ -67,6 +73,8 @@ def load_merged(
         quantization: the weights are first rounded as this storage rounds them, which makes it the model that an
             adapter was trained on under QLoRA; none takes them as they are.
     """
+    from peft import PeftModel
+
     base: Any = load_model(base_folder, dtype=dtype, quantization=quantization, device=device)
     if quantization is not None:
         base = base.dequantize(dtype)  # PEFT would merge into 4-bit layers by quantizing the sum again
@@ -126,7 +134,7 @@ def check_storage(type_: str, *, dora: bool, device: str, section: str = "finetu
 
 
 def _wanted_names(targets: str | list[str], known: list[str], section: str) -> set[str] | None:
-    if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+    if targets == ALL_LINEAR:
         return None
     names = _names(targets)
     unknown = [name for name in names if name not in known]

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 
 RATIO = "learning_rate_ratio"
@@ -49,6 +48,8 @@ def build_optimizer(
     if plus_ratio is None:
         optimizer = kind(_groups(trained, weight_decay), lr=learning_rate, **options)
     else:
+        from peft.optimizers import create_loraplus_optimizer
+
         optimizer = create_loraplus_optimizer(
             model, kind, lr=learning_rate, loraplus_lr_ratio=plus_ratio, loraplus_weight_decay=weight_decay, **options
         )

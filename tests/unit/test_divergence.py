@@ -202,6 +202,13 @@ def test_the_gradient_scales_with_what_follows(case):
         torch.testing.assert_close(a / 10, b)
 
 
+def test_a_second_backward_pass_is_refused_rather_than_scaled_twice(case):
+    total = fused_head_loss(*case, **KL).total
+    (total * 0.5).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (total * 0.5).backward()
+
+
 def narrow(case):
     return tuple(each.detach().float().requires_grad_(each.requires_grad) if each.is_floating_point() else each for each in case)
 
