@@ -1,6 +1,7 @@
 """Predicted against measured peak memory of real training, each row in a process of its own.
 
 python -m benchmarks.memory [--method lora] [--dtype bfloat16] [--device cuda] [--llama2-7b]
+python -m benchmarks.memory --distillation
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 METHODS = ("full", "lora", "qlora")
@@ -31,6 +33,8 @@ class Row(NamedTuple):
     model: str = "smollm2-135m-instruct"
     default_allocator: bool = False
     cap_bytes: int = 0
+    targets: str = ""
+    """worker or cache where the model's student of fewer layers is distilled from it; empty trains the model on the labels."""
 
 
 class LateRows:
@@ -65,6 +69,9 @@ def rows(options: argparse.Namespace) -> list[Row]:
     """Return the runs to measure."""
     if options.llama2_7b:
         return [Row("qlora", 1024, 1, True, "float16", "cuda", "meta-llama/Llama-2-7b-hf", cap_bytes=CAP_BYTES)]
+    if options.distillation:
+        taught = [("full", "worker"), ("full", "cache"), ("lora", "worker"), ("lora", "cache")]
+        return [Row(method, 512, 1, targets=targets) for method, targets in taught]
     chosen = [options.method] if options.method else METHODS
     sizes = list(itertools.product(LENGTHS, BATCHES))
     plain = [Row(method, length, batch) for method in chosen for length, batch in sizes]
@@ -81,6 +88,10 @@ def predicted(row: Row) -> int:
     from ray_jobs.training.memory_plan import Lora, Request, Work, predict
 
     work = Work(row.batch, row.length, getattr(torch, row.dtype), row.checkpointing, row.device)
+    if row.targets:
+        from benchmarks.memory_teaching import settings_of, teaching_of
+
+        return predict(Request(settings_of(row.model), row.method, work, Lora(16), teaching=teaching_of(row.model, row.targets))).total
     return predict(Request(find_architecture(row.model).settings, row.method, work, Lora(16))).total
 
 
@@ -99,9 +110,6 @@ def measured(row: Row) -> dict[str, int]:
         torch.cuda.set_per_process_memory_fraction(row.cap_bytes / torch.cuda.get_device_properties(0).total_memory)
     if not row.default_allocator:
         return_freed_memory()
-    model = build(row)
-    reset_peak()
-    process = peak_bytes()
     recipe = Recipe(
         max_steps=2,
         global_batch_size=2 * row.batch,
@@ -109,7 +117,16 @@ def measured(row: Row) -> dict[str, int]:
         gradient_checkpointing=row.checkpointing,
         dtype=row.dtype,
     )
-    train(model, cross_entropy_loss, LateRows(row.length, 3 * row.batch), eval_rows=None, recipe=recipe)
+    rows, loss = LateRows(row.length, 0 if row.targets else 3 * row.batch), cross_entropy_loss
+    with tempfile.TemporaryDirectory() as folder:
+        model = build(row)
+        if row.targets:
+            from benchmarks.memory_teaching import build_loss
+
+            loss = build_loss(row.model, row.targets, rows, recipe, Path(folder))
+        reset_peak()
+        process = peak_bytes()
+        train(model, loss, rows, eval_rows=None, recipe=recipe)
     if row.device == "cpu":
         return {"peak": peak_bytes(), "loaded": process}
     free, total = torch.cuda.mem_get_info()
@@ -125,6 +142,10 @@ def build(row: Row) -> Any:
     from ray_jobs.training.adapters import add_lora
     from ray_jobs.training.models import Quantization, load_model
 
+    if row.targets:
+        from benchmarks.memory_teaching import build_student
+
+        return build_student(row.model, method=row.method, dtype=row.dtype)
     quantization = Quantization() if row.method == "qlora" else None
     dtype = torch.float32 if row.method == "full" else getattr(torch, row.dtype)
     with tempfile.TemporaryDirectory() as temporary:
@@ -166,18 +187,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--default-allocator", action="store_true", help="leave glibc's threshold as it is")
     parser.add_argument("--llama2-7b", action="store_true", help="QLoRA of its shape with random weights under a 16 GB cap; needs a GPU")
+    parser.add_argument("--distillation", action="store_true", help="a student of 20 layers, its teacher in the worker or its targets kept")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measured(Row(*json.loads(options.row)))))
         return
     print(
-        "| method | length | batch | checkpointing | loaded MiB | predicted MiB | measured MiB | error |\n|---|---|---|---|---|---|---|---|"
+        "| method | targets | length | batch | checkpointing | loaded MiB | predicted MiB | measured MiB | error |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
     for row in rows(options):
         found, expected = run_apart(row), predicted(row)
         figures = f"{found['loaded'] / MIB:.0f} | {expected / MIB:.0f} | {found['peak'] / MIB:.0f} | {expected / found['peak'] - 1:+.1%}"
-        print(f"| {row.method} | {row.length} | {row.batch} | {'yes' if row.checkpointing else 'no'} | {figures} |", flush=True)
+        print(
+            f"| {row.method} | {row.targets or '-'} | {row.length} | {row.batch} | {'yes' if row.checkpointing else 'no'} | {figures} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
