@@ -58,7 +58,7 @@ def build_loss(model: str, targets: str, rows: Any, recipe: Recipe, folder: Path
     """
     dtype = getattr(torch, recipe.dtype)
     load = functools.partial(load_teacher, model, dtype=dtype)
-    source: Targets = WorkerTeacher(load()) if targets == "worker" else _filled(model, load, rows, recipe, folder)  # type: ignore[arg-type]
+    source = WorkerTeacher(load()) if targets == "worker" else _filled(model, load, rows, recipe, folder)
     return DistillLoss(source, divergence=Divergence())
 
 
