@@ -86,6 +86,8 @@ def _told(told: Finding) -> Iterator[tuple[str, Any]]:
         yield "Imported from", told["file"]
     if told.get("annotators"):
         yield "Annotators", number(told["annotators"])
+    if told.get("family_of"):
+        yield "Of the same family as", f"{told['family_of']}: judges are said to prefer their own kind"
     if told.get("stopped"):
         yield "Stopped", told["stopped"]
     if told.get("flagged"):

@@ -54,9 +54,11 @@ def test_a_jury_stands_beside_the_others_and_its_agreement_is_that_of_its_member
 def test_a_stop_is_told_with_its_share_and_with_what_goes_on():
     rows = rows_of("m1:x", "ab--")
     assert asked_share(rows) == {"games": 8, "asked": 4, "share": 0.5}
-    lines = told([Judged("m1:x", rows, {"model": "qwen-max"}, is_model=True, stopped="the budget is spent")])["headline"]
+    found = told([Judged("m1:x", rows, {"model": "qwen-max"}, is_model=True, stopped="the budget is spent")])
+    lines = found["headline"]
     assert any("m1:x was asked 4 of 8 games (50%)" in line and line.endswith("the budget is spent") for line in lines)
     assert any("m1:x is of the same family as Qwen/Qwen2.5-0.5B" in line for line in lines)
+    assert found["judges"][0]["family_of"].startswith("Qwen/Qwen2.5-0.5B")
 
 
 def test_a_stopped_stage_goes_on_with_a_larger_budget_alone():
