@@ -63,15 +63,7 @@ def account(
     verdicts = [row for found in judged for row in found.rows]
     names, members = [found.judge for found in judged], members_of(judged)
     results = compare_models(pairs, names, verdicts, similarities, tie_bands=tie_bands, seed=seed, members=members or None)
-    judges = [
-        {
-            "name": found.judge,
-            **found.facts,
-            "family_of": maker if _is_kin(found, maker) else None,
-            "card": _card(found, verdicts, similarities, names, seed),
-        }
-        for found in judged
-    ]
+    judges = [_judge(found, maker) | {"card": _card(found, verdicts, similarities, names, seed)} for found in judged]
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
     headline += [line for found in judged if (line := _coverage_line(found))]
@@ -94,6 +86,10 @@ def account(
     }
     ranking = {name: rank_models(verdicts, name, seed=seed) for name in names}
     return {"counts": counts, "judges": judges, "jury": members, "pairs": results, "ranking": ranking, "headline": headline}
+
+
+def _judge(found: Judged, maker: str) -> Row:
+    return {"name": found.judge, **found.facts, "family_of": maker if _is_kin(found, maker) else None}
 
 
 def asked_share(rows: Sequence[Row]) -> Row:
