@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
-from judge_server import Fault, JudgeServer, error
+from judge_server import Fault, JudgeServer, completion, error, opinion
 
-from ray_jobs import judge
+from ray_jobs import judge, report
 from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, EndpointError, ModelError, StageMissing
 from ray_jobs.core.records import Answer, Question, Similarity, Verdict, content_id
@@ -31,7 +32,7 @@ def make_run(tmp_path, monkeypatch):
     """A function that writes a run with questions and answers, and returns the Config that judges it."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
 
-    def make(*, num_copies=1, name="r", **section):
+    def make(*, num_copies=1, name="r", is_mixed=False, **section):
         tree = {
             "run": {"name": name, "storage": str(tmp_path)},
             "answer": {"models": list(MODELS)},
@@ -41,13 +42,13 @@ def make_run(tmp_path, monkeypatch):
         config = validate(tree)
         folder = RunFolder(config)
         if not folder.folder("answer").exists("manifest.json"):
-            _write(folder, num_copies)
+            _write(folder, num_copies, is_mixed)
         return config
 
     return make
 
 
-def _write(folder, num_copies):
+def _write(folder, num_copies, is_mixed):
     questions = [
         Question(question_id=content_id(text, copy), question=f"{text} ({copy})", reference=reference, language=language)
         for copy in range(num_copies)
@@ -61,7 +62,8 @@ def _write(folder, num_copies):
         rows = []
         for i, question in enumerate(questions):
             first, second = question.reference.split(". ")
-            text = f"{first}." if model == "base" else f"{first}. {second} This is answer {i}."
+            is_short = (model == "base") != (is_mixed and i % 2 == 1)
+            text = f"{first}." if is_short else f"{first}. {second} This is answer {i}."
             answer_id = content_id(question.question_id, model)
             rows.append(
                 Answer(answer_id=answer_id, question_id=question.question_id, model=model, text=text, finish_reason="stop").model_dump()
@@ -173,6 +175,59 @@ def test_a_wrong_key_stops_after_one_call_and_leaves_no_manifest(ray_cluster, ma
             judge.run(config, force=False)
     assert len(server.requests) == 1
     assert not RunFolder(config).folder("judge").exists("manifest.json")
+
+
+def _simulated(_, request):
+    """Judges that mind the place, nothing, or chance; `longer` is the server's own."""
+    words = {"first": "A", "tie": "tie", "chance": "AB"[zlib.crc32(request["messages"][1]["content"].encode()) % 2]}
+    word = words.get(request["model"])
+    return Fault(body=completion(opinion(word, reasoning="Antwort A nennt mehr."))) if word else None
+
+
+def test_simulated_judges_are_unusable_people_calibrate_them_and_nothing_is_paid_twice(ray_cluster, make_run, tmp_path):
+    names = ["first", "longer", "tie", "chance"]
+    with JudgeServer(_simulated).running() as server:
+        tables = {name: {"model": name, "base_url": server.url, "max_concurrency": 16} for name in [*names, "late"]}
+        questions = RunFolder(make_run(num_copies=10, is_mixed=True)).folder("prepare").read_jsonl("questions.jsonl")
+        labels = tmp_path / "human_labels.csv"
+        lines = [f"{question['question_id']},teacher,base,teacher\n" for question in questions[::2]]
+        labels.write_text("".join(["question_id,model_a,model_b,winner\n", *lines]))
+        section = {"jury": tables, "canaries": 1, "imports": {"human": str(labels)}}
+        config = make_run(judges=names, **section)
+        manifest = judge.run(config, force=False)
+        assert len(server.requests) == 4 * (2 * len(questions) + 1)
+        cards = {entry["name"]: entry["card"] for entry in manifest["judges"]}
+        told = {name: "; ".join(cards[f"{name}:{name}"]["usability"]["reasons"]) for name in names}
+        assert {cards[f"{name}:{name}"]["usability"]["word"] for name in names} == {"unusable"}
+        assert "the answer read first wins 100%" in told["first"] and "it measures length" in told["longer"]
+        assert "100% of the games a tie" in told["tie"] and "no better than chance" in told["chance"]
+        assert cards["longer:longer"]["human"]["num"] == len(questions) // 2 and cards["human"]["usability"]["word"] == "usable"
+        [pair] = manifest["pairs"]
+        assert pair["jury"]["num"] == len(questions) and sum(pair["win_rates"]["jury"][key] for key in ("wins_a", "wins_b", "ties")) == 40
+        assert {row["kind"] for row in RunFolder(config).folder("judge").read_jsonl("canaries.jsonl")} == {"order"}
+        report.run(config, force=False)
+        page = RunFolder(config).folder("report").read_json("report.json")
+        assert {entry["card"]["usability"]["word"] for entry in page["judges"] if ":" in entry["judge"]} == {"unusable"}
+        before = len(server.requests)
+        judge.run(make_run(judges=names, **section, tie_band=0.2, coverage_margin=0.2), force=True)
+        assert len(server.requests) == before  # other metrics, the same calls
+        more = judge.run(make_run(judges=[*names, "late"], **section), force=True)
+        assert len(server.requests) == before + 2 * len(questions) + 1
+        assert more["jury"] == [*(f"{name}:{name}" for name in names), "late:late"]
+
+
+def test_a_model_of_our_own_judges_without_a_key_and_once(ray_cluster, make_run, tiny_model, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    config = make_run(judges=["own"], canaries=1, jury={"own": {"local": str(tiny_model), "max_tokens": 8}})
+    manifest = judge.run(config, force=False)
+    rows = [Verdict(**row) for row in read(config, "verdicts.parquet")]
+    assert len(rows) == 2 * len(COURSE) and {row.judge for row in rows} == {f"own:{tiny_model}"}
+    assert all(row.winner is None and row.unscored and json.loads(row.raw)["object"] == "chat.completion" for row in rows)
+    assert all(row.cost_usd == 0 and row.completion_tokens for row in rows)
+    [entry] = manifest["judges"]
+    assert entry["card"]["usability"]["word"] == "unusable" and entry["calls"]["sent"] == 9
+    again = judge.run(config, force=True)["judges"][0]["calls"]
+    assert (again["cached"], again["sent"]) == (9, 0)
 
 
 def test_workers_that_fit_nowhere_are_refused_at_once(ray_cluster, make_run):

@@ -1,0 +1,69 @@
+"""What judging and its report cannot use is one line on stderr and exit code 2, before anything is written or sent."""
+
+import pytest
+from report_run import make_questions, write_run
+
+from ray_jobs.__main__ import main
+from ray_jobs.core.run_folder import RunFolder
+
+RUBRIC = "{question} {reference} {first}"
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """A function that runs `raystill JOB` on a run of two questions, and returns the one line of its refusal."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    folder = write_run(tmp_path, make_questions(2), stages=("prepare", "finetune", "distill", "answer", "judge"))
+    file = tmp_path / "config.toml"
+
+    def run(job, judge="", *arguments):
+        file.write_text(f'[run]\nname = "house"\nstorage = "{tmp_path}"\n[judge]\n{judge}')
+        assert main([job, str(file), *arguments]) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    run.folder = folder
+    return run
+
+
+def without_manifest(folder: RunFolder):
+    folder.folder("judge").delete("manifest.json")
+
+
+def test_no_key(refused, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    without_manifest(refused.folder)
+    assert "judge 'openai' reads its key from the environment variable OPENAI_API_KEY" in refused("judge", 'judges = ["openai"]')
+
+
+def test_a_rubric_without_its_placeholders(refused, tmp_path):
+    (tmp_path / "own.txt").write_text(RUBRIC)
+    line = refused("judge", f'judges = ["openai"]\nrubric = "{tmp_path}/own.txt"')
+    assert "own.txt' lacks {second}: it must have {question}, {reference}, {first} and {second}" in line
+    assert "gone.txt' does not exist" in refused("judge", f'judges = ["openai"]\nrubric = "{tmp_path}/gone.txt"')
+
+
+def test_a_judge_that_is_not_there(refused):
+    assert "judges names 'claude', which is none of" in refused("judge", 'judges = ["claude"]')
+    assert "does not exist" in refused("judge", 'judges = ["own"]\n[judge.jury.own]\nlocal = "./no-such-folder"')
+
+
+def test_answers_whose_questions_are_gone(refused):
+    questions = refused.folder.folder("prepare")
+    questions.write_jsonl("questions.jsonl", questions.read_jsonl("questions.jsonl")[1:])
+    assert "the questions do not belong together (1 of them" in refused("judge")
+
+
+def test_verdicts_of_an_older_schema(refused):
+    folder = refused.folder.folder("judge")
+    folder.write_parquet("verdicts.parquet", [{**row, "schema_version": 0} for row in folder.read_parquet("verdicts.parquet")])
+    line = refused("report")
+    assert "verdicts.parquet has rows of schema version 0, and this program reads 1: make its stage anew with --force" in line
+
+
+def test_files_of_labels(refused, tmp_path):
+    assert "no such file" in refused("judge", f'[judge.imports]\nhuman = "{tmp_path}/gone.csv"')
+    labels = tmp_path / "labels.csv"
+    labels.write_text("question_id,model_a,model_b,winner\nq,base,teacher,a\n")
+    assert "labels.csv line 2: question_id 'q' is none of the run's 2 questions" in refused("judge", f'[judge.imports]\nhuman = "{labels}"')
+    assert "as the jury or a metric is called" in refused("judge", f'[judge.imports]\njury = "{labels}"')
