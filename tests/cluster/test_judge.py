@@ -37,7 +37,7 @@ def make_run(tmp_path, monkeypatch):
             "run": {"name": name, "storage": str(tmp_path)},
             "answer": {"models": list(MODELS)},
             "judge": {"pairs": [list(MODELS)], **section},
-            "workers": {"cpus": 1},
+            "workers": {"cpus": 1, "memory": "4GiB"},
         }
         config = validate(tree)
         folder = RunFolder(config)
