@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=60_000, help="how much of it")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--only", nargs="*", default=["teacher", "cut", "cut-influence", *VARIANTS, "speed"])
+    parser.add_argument("--seed", type=int, default=0, help="of the rows' order and a random start; above 0 it stands in a row's name")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--print", action="store_true", help="print the table of what is there, measure nothing")
     options = parser.parse_args()
@@ -51,9 +52,10 @@ def main() -> None:
 
         torch.set_num_threads(options.threads)
         options.out.mkdir(parents=True, exist_ok=True)
-        for name in [name for name in options.only if name not in done]:
+        wanted = {name: name + (f"-seed{options.seed}" if options.seed else "") for name in options.only}
+        for name, label in ((name, label) for name, label in wanted.items() if label not in done):
             began = time.monotonic()
-            row = {"name": name, **_measure(name, options), "seconds": round(time.monotonic() - began, 1)}
+            row = {"name": label, **_measure(name, options, options.out / label), "seconds": round(time.monotonic() - began, 1)}
             with (options.out / "rows.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
@@ -77,17 +79,17 @@ def _rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     from ray_jobs.core.models import resolve_model
 
     if name == "speed":
         return _speed(options.out)
     if name == "teacher":
         return {"layers": "all 6", "tokens": 0, **_quality(resolve_model(TEACHER), options)}
-    return _student(name, options)
+    return _student(name, options, out)
 
 
-def _student(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def _student(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Train (or only cut) a student, export it, and measure the exported folder."""
     import torch
 
@@ -98,19 +100,19 @@ def _student(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from ray_jobs.training.loop import train
     from ray_jobs.training.recipe import Recipe
 
-    folder, out = resolve_model(TEACHER), options.out / name
+    folder = resolve_model(TEACHER)
     if (out / "trained.json").exists():  # by a run that ended before it had measured it
         return {**json.loads((out / "trained.json").read_text()), **_quality(out, options)}
     change = VARIANTS.get(name, {"layers": "influence"} if name == "cut-influence" else {})
     teacher = load_encoder(folder, "embedding", dtype=torch.float32)
     rows = _packed(options, folder)
     layers = _by_influence(teacher, rows, 3) if change.get("layers") else choose_layers(6, 3)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     student = prepare_student(cut_student(teacher, layers, start=change.get("start", "teacher")), task="embedding")
     progress = None
     if name in VARIANTS:
         steps = options.steps * change.get("steps_factor", 1)
-        recipe = Recipe(max_steps=steps, learning_rate=3e-4, global_batch_size=8, micro_batch_size=8)
+        recipe = Recipe(max_steps=steps, learning_rate=3e-4, global_batch_size=8, micro_batch_size=8, seed=options.seed)
         progress = train(student, _loss(teacher, layers, change), rows, eval_rows=None, recipe=recipe)
     export_encoder(student, out, teacher_folder=folder, task="embedding")
     tokens, last = (progress.tokens, progress.log[-1]["terms"]) if progress else (0, {})
@@ -212,22 +214,13 @@ def _further(encoder: Any, options: argparse.Namespace) -> list[Any]:
 
 
 def _by_influence(teacher: Any, rows: Any, count: int) -> list[int]:
-    """Return the layers that change the hidden states of 8 rows most.
+    from ray_jobs.distillation.encoders.influence import measure_encoder_influence
+    from ray_jobs.distillation.influence import influence_table, most_influential
 
-    Source:
-        Men et al. 2024, arXiv:2403.03853, section 3.1 (block influence: 1 - cosine of a layer's input and output).
-    """
-    import torch
-    import torch.nn.functional as F
-
-    from ray_jobs.distillation.encoders.load import hidden_states
-    from ray_jobs.training.batches import collate
-
-    with torch.no_grad():
-        states = hidden_states(teacher, collate([rows[i] for i in range(7)]), every_layer=True)
-    influence = [float(1 - F.cosine_similarity(one, two, dim=-1).mean()) for one, two in itertools.pairwise(states)]
-    print("block influence", [round(value, 4) for value in influence], flush=True)
-    return sorted(sorted(range(len(influence)), key=lambda layer: -influence[layer])[:count])
+    found = measure_encoder_influence(teacher, rows, seed=0)
+    layers = most_influential(found["influence"], count)
+    print("\n".join(influence_table(found, layers)), flush=True)
+    return layers
 
 
 def _quality(folder: Path, options: argparse.Namespace) -> dict[str, float]:
