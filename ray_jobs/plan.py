@@ -28,7 +28,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     """
     del force  # nothing is kept
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    return _plan(config) if config.distill.task == "language_model" else _no_plan(config)
+    return _plan(config) if config.distill.task == "language_model" else _encoder_plan(config)
 
 
 def _plan(config: Config) -> dict[str, Any]:
@@ -74,12 +74,28 @@ def _plan(config: Config) -> dict[str, Any]:
     return {**summary, "judge": judged["plans"], "headline": lines, "next": _next(summary)}
 
 
-def _no_plan(config: Config) -> dict[str, Any]:
-    line = (
-        f'plan: distill.task = "{config.distill.task}" has no memory plan: only language models are predicted; '
-        f"a worker that passes [workers] memory = {config.workers.memory} ends with one line all the same"
-    )
-    return {"stage": "plan", "model": config.teacher.model, "rows": [], "headline": [line], "next": "raystill run CONFIG"}
+def _encoder_plan(config: Config) -> dict[str, Any]:
+    from ray_jobs.distillation.encoders.job import EncoderJob
+    from ray_jobs.distillation.encoders.plan import plan_encoder, predict_encoder
+    from ray_jobs.training.fit_check import limits_of
+    from ray_jobs.training.plan_table import method_table, row_of
+
+    student, section, limits = config.student.model_dump(), config.distill.model_dump(), limits_of(config.workers)
+    job = EncoderJob.of(teacher=config.teacher.model, student=student, distill=section, seed=config.run.seed)
+    job.check()
+    request = job.memory_request(length=config.data.max_length, section=section, workers=config.workers)
+    plan, row = plan_encoder(request, limits), row_of("distill", predict_encoder(request), limits)
+    way_out = "" if plan.fits else f"; {plan.smallest_change}"
+    lines = [
+        f"plan: {job.words}, {section['micro_batch_size']} x {config.data.max_length} tokens at once",
+        "",
+        *method_table([row], first=None, configured=request.name),
+        "",
+        f"distill as configured ({request.name}): {plan.total / GB:.2f} GB, {'fits' if plan.fits else 'does not fit'}{way_out}",
+    ]
+    summary = {"stage": "plan", "model": config.teacher.model, "limit_bytes": plan.limit, "host_limit_bytes": plan.host_limit}
+    summary |= {"rows": [row], "distill": {"fits": plan.fits, "smallest_change": plan.smallest_change}}
+    return {**summary, "headline": lines, "next": "raystill run CONFIG" if plan.fits else "the same with --workers.memory"}
 
 
 def _finetune(config: Config, teacher: "Architecture") -> "Request":

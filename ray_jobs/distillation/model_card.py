@@ -14,8 +14,8 @@ class Lineage(NamedTuple):
 
     teacher: str
     """Name of the base, as in the config."""
-    taught: str
-    """How the teacher was fine-tuned: full, lora or qlora."""
+    taught: str | None
+    """How the teacher was fine-tuned: full, lora or qlora; none where it was not."""
     own_model: str | None
     """The student's own model, where it was not cut from the teacher."""
     start: str
@@ -42,7 +42,7 @@ def model_card(lineage: Lineage, facts: dict[str, Any]) -> str:
         f"A language model of {size['student'] / 1e6:.1f} M parameters that was taught by one of {size['teacher'] / 1e6:.1f} M "
         f"({size['student'] / size['teacher']:.0%} of its size) by knowledge distillation.",
         "## Model",
-        *_model(lineage, facts),
+        *model_lines(lineage, facts),
         "## Data",
         _data(lineage.data),
         "## Training",
@@ -52,7 +52,7 @@ def model_card(lineage: Lineage, facts: dict[str, Any]) -> str:
         "## Versions",
         ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
     ]
-    return f"{_front_matter(lineage)}\n" + "\n\n".join(sections) + "\n"
+    return f"{front_matter(lineage)}\n" + "\n\n".join(sections) + "\n"
 
 
 def public_name(model: str) -> str:
@@ -61,7 +61,8 @@ def public_name(model: str) -> str:
     return model.rstrip("/").rpartition("/")[2] if is_place else model
 
 
-def _front_matter(lineage: Lineage) -> str:
+def front_matter(lineage: Lineage) -> str:
+    """Return what the hub reads."""
     base = public_name(lineage.own_model or lineage.teacher)
     lines = ["library_name: transformers", f"pipeline_tag: {lineage.pipeline_tag}", "tags:", "- knowledge-distillation"]
     if base.count("/") == 1:  # the hub resolves it
@@ -69,9 +70,11 @@ def _front_matter(lineage: Lineage) -> str:
     return "\n".join(["---", *lines, "---", ""])
 
 
-def _model(lineage: Lineage, facts: dict[str, Any]) -> list[str]:
+def model_lines(lineage: Lineage, facts: dict[str, Any]) -> list[str]:
+    """Return who taught, and what the student was made from."""
     taught = {"full": "every weight trained", "lora": "with a LoRA adapter", "qlora": "with an adapter trained on quantized weights"}
-    teacher = f"- Teacher: {public_name(lineage.teacher)}, fine-tuned on the data below ({taught[lineage.taught]})"
+    tuned = f"fine-tuned on the data below ({taught[lineage.taught]})" if lineage.taught else "as it is"
+    teacher = f"- Teacher: {public_name(lineage.teacher)}, {tuned}"
     if lineage.own_model:
         return [f"{teacher}\n- Student: {public_name(lineage.own_model)}, from its own weights"]
     kept = ", ".join(str(index) for index in facts["layers"])
@@ -85,33 +88,48 @@ def _data(counts: dict[str, Any]) -> str:
 
 
 def _training(distill: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    named = {**distill, "divergence": "uld" if distill["vocabulary"] == "uld" else distill["divergence"]}
-    losses = [f"| {what.format(**named)} | {distill[weight]:g} |" for weight, what in _LOSSES.items() if distill[weight]]
     counts = facts["counts"]
     trained = (
         f"{_STORED[distill['method']]}; {counts['steps']} steps over {counts['tokens']} tokens; learning rate {distill['learning_rate']:g}"
     )
     share = distill["on_policy"]["share"]
     own = [f"In {share:.0%} of the steps the answers were the student's own, without cross-entropy."] if share else []
-    return ["\n".join(["| loss | weight |", "|---|---|", *losses]), f"Trained: {trained}.", *own]
+    return [loss_table(distill, tuple(_LOSSES)), f"Trained: {trained}.", *own]
+
+
+def loss_table(distill: dict[str, Any], weights: tuple[str, ...]) -> str:
+    """Return the losses that have a weight.
+
+    Args:
+        distill: fields of [distill].
+        weights: those of them that the task has.
+    """
+    named = {**distill, "divergence": "uld" if distill["vocabulary"] == "uld" else distill["divergence"]}
+    losses = [f"| {_LOSSES[weight].format(**named)} | {distill[weight]:g} |" for weight in weights if distill[weight]]
+    return "\n".join(["| loss | weight |", "|---|---|", *losses])
 
 
 def _retained(facts: dict[str, Any]) -> list[str]:
-    losses, size = facts["eval"], facts["num_parameters"]
-    share = f"Parameters: {size['student']} of {size['teacher']} ({size['student'] / size['teacher']:.1%})."
+    losses, share = facts["eval"], share_of(facts["num_parameters"])
     if losses.get("ce_after_nats") is None:
         return ["No rows were held out, so nothing was measured.", share]
     rows = [
-        _row("cross-entropy, nats a token", losses.get("ce_before_nats"), losses["ce_after_nats"], losses.get("ce_teacher_nats")),
-        _row("perplexity", *(_perplexity(losses.get(key)) for key in ("ce_before_nats", "ce_after_nats", "ce_teacher_nats"))),
+        table_row("cross-entropy, nats a token", losses.get("ce_before_nats"), losses["ce_after_nats"], losses.get("ce_teacher_nats")),
+        table_row("perplexity", *(_perplexity(losses.get(key)) for key in ("ce_before_nats", "ce_after_nats", "ce_teacher_nats"))),
     ]
     if losses.get("kl_after_nats") is not None:
-        rows.insert(0, _row("KL to the teacher, nats a token", losses.get("kl_before_nats"), losses["kl_after_nats"], 0.0))
+        rows.insert(0, table_row("KL to the teacher, nats a token", losses.get("kl_before_nats"), losses["kl_after_nats"], 0.0))
     head = ["| on held-out rows | before | student | teacher |", "|---|---|---|---|"]
     return ["\n".join([*head, *rows]), share]
 
 
-def _row(what: str, *values: float | None) -> str:
+def share_of(size: dict[str, int]) -> str:
+    """Return the student's parameters beside the teacher's."""
+    return f"Parameters: {size['student']} of {size['teacher']} ({size['student'] / size['teacher']:.1%})."
+
+
+def table_row(what: str, *values: float | None) -> str:
+    """Return a measure with its values as a row of Markdown."""
     return f"| {what} | " + " | ".join("-" if value is None else f"{value:.4g}" for value in values) + " |"
 
 

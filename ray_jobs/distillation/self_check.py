@@ -56,8 +56,8 @@ def check_loss(loss: Any, model: nn.Module, rows: list[Row], dtype: torch.dtype)
             parts = [_fast(plain, model, [piece]) for piece in pieces]
     finally:
         model.train(was_training)
-    _compare(whole, dense, dtype, what="the fused loss and the dense reference")
-    _compare([sum(each) for each in zip(*parts, strict=True)], whole, dtype, what="two splits and one")
+    compare(whole, dense, dtype, what="the fused loss and the dense reference")
+    compare([sum(each) for each in zip(*parts, strict=True)], whole, dtype, what="two splits and one")
 
 
 def _window(row: Row) -> Row:
@@ -70,7 +70,7 @@ def _window(row: Row) -> Row:
 def _fast(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
     batch = collate(pieces).to(next(model.parameters()).device)
     total = loss.against(_stand_in(model, pieces), model, batch).total
-    return [total.detach(), *_gradients(total, model)]
+    return [total.detach(), *gradients(total, model)]
 
 
 def _dense(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
@@ -84,7 +84,7 @@ def _dense(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
         teacher_NV = (target.hidden_NH @ target.head_VH.T)[:, : loss.num_tokens]
         between = dense_divergence(student_NV, teacher_NV, loss.divergence).sum()
         total = total + loss.kd_weight * between + loss.ce_weight * F.cross_entropy(student_NV, labels_N, reduction="sum")
-    return [total.detach(), *_gradients(total, model)]
+    return [total.detach(), *gradients(total, model)]
 
 
 @torch.no_grad()
@@ -95,7 +95,8 @@ def _stand_in(model: nn.Module, pieces: list[Row]) -> HiddenTarget:
     return HiddenTarget(torch.cat(states), causal_lm(model).get_output_embeddings().weight.detach())
 
 
-def _gradients(total: Tensor, model: nn.Module) -> list[Tensor]:
+def gradients(total: Tensor, model: nn.Module) -> list[Tensor]:
+    """Return the gradients of the smallest trained tensors, with at most NUMBERS numbers together."""
     trained = sorted((each for each in model.parameters() if each.requires_grad), key=lambda each: each.numel())
     sizes = np.cumsum([each.numel() for each in trained])
     chosen = trained[: max(1, int((sizes <= NUMBERS).sum()))]
@@ -103,7 +104,18 @@ def _gradients(total: Tensor, model: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(each) if grad is None else grad for each, grad in zip(chosen, found, strict=True)]
 
 
-def _compare(seen: list[Tensor], wanted: list[Tensor], dtype: torch.dtype, *, what: str) -> None:
+def compare(seen: list[Tensor], wanted: list[Tensor], dtype: torch.dtype, *, what: str) -> None:
+    """Refuse a loss that is not what it should be.
+
+    Args:
+        seen: its value, then its gradients.
+        wanted: the reference's.
+        dtype: of matrix products.
+        what: both, for the message.
+
+    Raises:
+        TrainingFailed: they differ by more than TOLERANCE.
+    """
     limit = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
     value, reference = float(seen[0]), float(wanted[0])
     gap = sum(float((a - b).double().square().sum()) for a, b in zip(seen[1:], wanted[1:], strict=True)) ** 0.5

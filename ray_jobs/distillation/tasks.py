@@ -1,6 +1,7 @@
 """What a distillation does in Ray tasks of its own, each within the limits of a worker."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,17 +35,38 @@ def find_start(job: DistillJob, stage: Storage, rows: Storage, workers: Any) -> 
     start, num_layers = job.first_start(), job.student["layers"]
     if job.student["choose"] == "even" or not isinstance(num_layers, int):
         return start
+    measure = functools.partial(measure_layers, job.load_teacher, rows, job.seed, job.distill["micro_batch_size"], workers.device)
+    return start._replace(layers=tuple(influential_layers(measure, num_layers, stage, workers)))
+
+
+def influential_layers(measure: Callable[[], dict[str, Any]], num_layers: int, stage: Storage, workers: Any) -> list[int]:
+    """Return the layers with the highest block influence, which is measured in a task of its own and kept in the stage's folder.
+
+    Args:
+        measure: returns what `measure_influence` does; picklable.
+        num_layers: how many stay.
+
+    Raises:
+        ClusterError: no node can hold the measurement.
+    """
     if not stage.exists(INFLUENCE):
         require("[workers] of the layers' influence", workers.bundle)
         say("distill: measuring the influence of the teacher's layers")
-        arguments = (job.load_teacher, rows, job.seed, job.distill["micro_batch_size"], workers)
-        found = task_results([start_task(measure_layers, *arguments, bundle=workers.bundle)], what="distill")
-        stage.write_json(INFLUENCE, found[0])
+        stage.write_json(INFLUENCE, task_results([start_task(_limited, measure, workers, bundle=workers.bundle)], what="distill")[0])
     found = stage.read_json(INFLUENCE)
     layers = most_influential(found["influence"], num_layers)
     for line in influence_table(found, layers):
         say(f"distill: {line}")
-    return start._replace(layers=tuple(layers))
+    return layers
+
+
+def measure_layers(load: Callable[[str], Any], rows: Storage, seed: int, micro_batch_size: int, device: str) -> dict[str, Any]:
+    """Return the block influence of the teacher's layers on training rows.
+
+    Args:
+        load: device -> the teacher.
+    """
+    return measure_influence(load(device), PackedRows(rows.local("train")), seed=seed, micro_batch_size=micro_batch_size)
 
 
 def merge_adapter(student: Student, stage: Storage, workers: Any) -> None:
@@ -59,20 +81,15 @@ def merge_adapter(student: Student, stage: Storage, workers: Any) -> None:
         task_results([start_task(merge_student, student, stage, workers, bundle=workers.bundle)], what="distill")
 
 
-def measure_layers(load: Callable[[str], Any], rows: Storage, seed: int, micro_batch_size: int, workers: Any) -> dict[str, Any]:
-    """Return the block influence of the teacher's layers on training rows.
-
-    Args:
-        load: device -> the teacher.
-    """
-    with _within(workers):
-        return measure_influence(load(workers.device), PackedRows(rows.local("train")), seed=seed, micro_batch_size=micro_batch_size)
-
-
 def merge_student(student: Student, stage: Storage, workers: Any) -> None:
     """Write the student as it was trained on, with its adapter added."""
     with _within(workers):
         student.write_merged(stage, device=workers.device)
+
+
+def _limited(work: Callable[[], Any], workers: Any) -> Any:
+    with _within(workers):
+        return work()
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def forward_bytes(model: nn.Module, *, batch_size: int, length: int, dtype: torc
         head_VH = _give_shapes_to(model.eval())
         ids_BT = torch.zeros(batch_size, length, dtype=torch.long)
         mask_B1TT = torch.zeros(batch_size, 1, length, length, dtype=torch.bool)
-        with _Alive(own=[head_VH, *model.parameters(), *model.buffers()]) as alive:
+        with Alive(own=[head_VH, *model.parameters(), *model.buffers()]) as alive:
             with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
                 causal_lm(model).get_decoder()(input_ids=ids_BT, position_ids=ids_BT, attention_mask=mask_B1TT, use_cache=False)
     return alive.peaks["forward"]
@@ -95,7 +95,7 @@ def _run(model: nn.Module, batch_size: int, length: int, dtype: torch.dtype, che
         labels_N = torch.zeros(num_scored, dtype=torch.long)
         # Packed rows get a mask of blocks; its values do not matter here, its size does.
         mask_B1TT = torch.zeros(batch_size, 1, length, length, dtype=torch.bool)
-        with _Alive(own=[head_VH, *model.parameters(), *model.buffers()]) as alive:
+        with Alive(own=[head_VH, *model.parameters(), *model.buffers()]) as alive:
             with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
                 body = causal_lm(model).get_decoder()
                 inputs = {"input_ids": ids_BT, "position_ids": ids_BT, "attention_mask": mask_B1TT, "use_cache": False}
@@ -128,15 +128,16 @@ def _give_shapes_to(model: nn.Module) -> Tensor:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     for parameter in [*made.values(), *([] if tied else [head_VH])]:
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_forget)
+            parameter.register_post_accumulate_grad_hook(forget)
     return head_VH
 
 
-def _forget(parameter: Tensor) -> None:
+def forget(parameter: Tensor) -> None:
+    """Let go of a parameter's gradient, as a hook that runs once it is whole."""
     parameter.grad = None
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of storages that operations made and nobody has let go of; `own` ones are counted elsewhere."""
 
     def __init__(self, own: list[Tensor]) -> None:

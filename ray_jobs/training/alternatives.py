@@ -17,7 +17,7 @@ STRATEGIES = (
     Sharding("deepspeed", zero_stage=3),
     Sharding("fsdp"),
 )
-_LESS = 0.95
+CLEARLY_LESS = 0.95
 """A change is worth naming where it leaves at most this share."""
 
 
@@ -104,7 +104,7 @@ def smallest_change(request: Request, limits: Limits) -> str:
     """
     now = predict(request)
     if limits.hold(now):
-        limits = Limits(int(_LESS * now.total), limits.host)
+        limits = Limits(int(CLEARLY_LESS * now.total), limits.host)
     standing = now.total - now.activations - now.logits
     for text, changed in _changes(request, smaller_batches=standing <= limits.limit):
         if limits.hold(predict(changed)) and not obstacle(changed, limits):
@@ -119,7 +119,7 @@ def _changes(request: Request, *, smaller_batches: bool) -> Iterator[tuple[str, 
     if smaller_batches and not work.checkpointing:
         yield f"set {section}.gradient_checkpointing = true", request._replace(work=work._replace(checkpointing=True))
     if smaller_batches:
-        for rows in _halves(work.batch_size, least=1):
+        for rows in halves(work.batch_size, least=1):
             yield f"set {section}.micro_batch_size = {rows}", request._replace(work=work._replace(batch_size=rows))
     yield from _smaller_teachers(request)
     if request.method in {"full", "lora"}:
@@ -128,7 +128,7 @@ def _changes(request: Request, *, smaller_batches: bool) -> Iterator[tuple[str, 
         double = request.quantization._replace(double_quantization=True)
         yield f"set {section}.quantization.double_quantization = true", request._replace(quantization=double)
     if smaller_batches:
-        for length in _halves(work.length, least=64):
+        for length in halves(work.length, least=64):
             yield f"set data.max_length = {length}", request._replace(work=work._replace(length=length))
     if request.sharding.strategy == "ddp":
         for count in WORKER_COUNTS[1:]:
@@ -143,6 +143,7 @@ def _smaller_teachers(request: Request) -> Iterator[tuple[str, Request]]:
         yield 'set distill.targets = "pool"', request._replace(teaching=teaching._replace(place="head"))
 
 
-def _halves(count: int, *, least: int) -> Iterator[int]:
+def halves(count: int, *, least: int) -> Iterator[int]:
+    """Yield a count's half, its half and so on, down to the least that is allowed."""
     while (count := count // 2) >= least:
         yield count

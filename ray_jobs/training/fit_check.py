@@ -63,12 +63,22 @@ def check_fits(request: Request, limits: Limits) -> JobPlan:
     first = next((row["method"] for row in rows if row["fits"]), None)
     for line in method_table(rows, first=first, configured=memory.method):
         say(line)
-    on_gpu = memory.total > limits.limit and request.work.device == "cuda"
-    needed, given = (plan.total, plan.limit) if plan.total > plan.limit else (plan.host_total, plan.host_limit)
     alternative = f"; first method that fits: {first}" if first else ""
-    raise ConfigError(
-        f"{memory.method} needs {both_units(needed)} a worker, most of it {plan.largest()}, and [workers] "
-        f"{'gpu_memory' if on_gpu else 'memory'} gives {both_units(given)}: {plan.smallest_change}{alternative}"
+    raise ConfigError(shortage(memory.method, plan, on_gpu=request.work.device == "cuda") + alternative)
+
+
+def shortage(method: str, plan: JobPlan, *, on_gpu: bool) -> str:
+    """Return what a job that does not fit needs, what it is given, and the cheapest way out.
+
+    Args:
+        method: the job, for people.
+        on_gpu: whether its workers compute on one.
+    """
+    needed, given = (plan.total, plan.limit) if plan.total > plan.limit else (plan.host_total, plan.host_limit)
+    field = "gpu_memory" if on_gpu and plan.total > plan.limit else "memory"
+    return (
+        f"{method} needs {both_units(needed)} a worker, most of it {plan.largest()}, and [workers] {field} gives "
+        f"{both_units(given)}: {plan.smallest_change}"
     )
 
 

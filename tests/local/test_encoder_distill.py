@@ -18,19 +18,24 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from ray_jobs.core.errors import ModelError
+from ray_jobs.core.errors import DataError, ModelError, TrainingFailed
 from ray_jobs.core.models import resolve_model
 from ray_jobs.corpus.packing import IGNORE, packed_row
 from ray_jobs.corpus.plain_texts import NO_CLASS, PlainTexts
 from ray_jobs.distillation.divergence import Divergence
+from ray_jobs.distillation.encoders.influence import measure_encoder_influence
 from ray_jobs.distillation.encoders.load import hidden_states, load_encoder
 from ray_jobs.distillation.encoders.loss import EncoderLoss, Weights
+from ray_jobs.distillation.encoders.plan import EncoderRequest, predict_encoder
 from ray_jobs.distillation.encoders.rows import MaskedRows
+from ray_jobs.distillation.encoders.self_check import check_encoder_loss
 from ray_jobs.distillation.encoders.student import PROJECTION, cut_student, export_encoder, prepare_student
 from ray_jobs.distillation.encoders.texts import mean_pool, texts_of
 from ray_jobs.judging.encoder import SentenceEncoder
-from ray_jobs.training.batches import Batch, Row, collate
+from ray_jobs.training.activations import Alive, forget
+from ray_jobs.training.batches import Batch, PackedRows, Row, collate
 from ray_jobs.training.loop import train
+from ray_jobs.training.memory_plan import Work
 from ray_jobs.training.recipe import Recipe
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
@@ -168,6 +173,125 @@ def test_a_resumed_run_masks_and_learns_as_an_undisturbed_one(folder_of, masked,
     resumed, _ = teach(folder, masked, resume_from=saved)
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+class MeanOfMeans(EncoderLoss):
+    """Wrong as others were: each micro-batch is meaned by itself."""
+
+    def between(self, student, teacher, texts):
+        sums = super().between(student, teacher, texts)
+        return sums._replace(total=sums.total / len(texts.valid_N))
+
+
+class TextsSeeEachOther(EncoderLoss):
+    """Wrong as packing without a mask of blocks is: a text reads those beside it."""
+
+    def states(self, model, batch):
+        positions_BT = torch.arange(batch.position_ids_BT.shape[1]).expand_as(batch.position_ids_BT)
+        return super().states(model, Batch(batch.input_ids_BT, positions_BT, batch.labels_BT))
+
+
+class FirstTokenLate(EncoderLoss):
+    """Wrong by one: the classifier and the mask read the token after the one they mean."""
+
+    def between(self, student, teacher, texts):
+        return super().between(student, teacher, texts._replace(first_S=texts.first_S + 1, valid_N=texts.valid_N - 1))
+
+
+KINDS = {"masked_language_model": BertForMaskedLM, "embedding": BertModel, "classification": BertForSequenceClassification}
+WEIGHTS = Weights(kd=0.7, ce=0.3, hidden=1.0, embedding=1.0)
+
+
+def two_rows(task):
+    both = two_texts({3: 5, 5: 1, 13: 2} if task == "masked_language_model" else {5: 1, 13: 0})
+    row = Row(*(values[0].numpy() for values in (both.input_ids_BT, both.position_ids_BT, both.labels_BT)))
+    return [row, Row(*(values[:6] for values in row))]
+
+
+@pytest.mark.parametrize(
+    ("task", "wrong"),
+    [
+        ("embedding", MeanOfMeans),
+        ("embedding", TextsSeeEachOther),
+        ("masked_language_model", TextsSeeEachOther),
+        ("masked_language_model", FirstTokenLate),
+        ("classification", FirstTokenLate),
+    ],
+)
+def test_a_wrong_loss_is_found_before_the_first_step(folder_of, task, wrong):
+    teacher = load_encoder(folder_of(KINDS[task]), task, dtype=torch.float32)
+    student = prepare_student(cut_student(teacher, [0, 3], start="teacher"), task=task)
+    loss = wrong(teacher, task=task, weights=WEIGHTS, pairs=PAIRS)
+    with pytest.raises(TrainingFailed, match=r"self-check of the loss: .* differ .* loss .* against .*, gradients apart by"):
+        check_encoder_loss(loss, student, two_rows(task), torch.float32)
+
+
+@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_losses_pass_and_leave_the_student_as_it_was(folder_of, task, dtype):
+    folder = folder_of(KINDS[task])
+    teacher = load_encoder(folder, task, dtype=dtype)
+    for layers in ([0, 3], [0, 1, 2, 3]):  # the last equals its teacher, so that all real gaps are 0
+        student = prepare_student(cut_student(teacher, layers, start="teacher"), task=task).train()
+        divergence = Divergence("jsd", temperature=2.0)
+        loss = EncoderLoss(teacher, task=task, weights=WEIGHTS, divergence=divergence, pairs=list(enumerate(layers)))
+        check_encoder_loss(loss, student, two_rows(task), dtype)
+        assert student.training and all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_a_loss_that_is_no_number_ends_with_the_step_and_its_rows(folder_of, masked):
+    student, loss = student_of(folder_of(BertForMaskedLM), "masked_language_model", weights=WEIGHTS)
+    recipe = Recipe(max_steps=3, learning_rate=1e38, global_batch_size=2, micro_batch_size=1, dtype="float32")
+    with pytest.raises(TrainingFailed, match=r"the loss is (nan|inf) at step 2, from packed rows \[\d+, \d+\]: lower learning_rate"):
+        train(student, loss, masked, eval_rows=None, recipe=recipe)
+
+
+def test_rows_in_which_no_text_counts_are_refused(folder_of, tmp_path):
+    rows = PackedRows(write_rows(tmp_path / "empty", [(1, 1, 1), (1, 1)]))
+    student, loss = student_of(folder_of(BertModel), "embedding", weights=Weights(embedding=1.0))
+    with pytest.raises(DataError, match=r"no token of step 1 has a label: its packed rows \[0, 1\] teach nothing"):
+        train(student, loss, rows, eval_rows=None, recipe=Recipe(max_steps=1, global_batch_size=2, dtype="float32"))
+
+
+def test_the_layer_that_changes_nothing_has_no_influence(folder_of, masked):
+    teacher = load_encoder(folder_of(BertModel), "embedding", dtype=torch.float32)
+    idle = teacher.encoder.layer[2]
+    for output in (idle.attention.output, idle.output):  # post-norm layers: what comes in is normalised already
+        torch.nn.init.zeros_(output.dense.weight)
+    rows = PackedRows(masked.folder)
+    found = measure_encoder_influence(teacher, rows, seed=0)
+    assert min(range(4), key=found["influence"].__getitem__) == 2
+    assert found["influence"][2] == pytest.approx(0, abs=1e-3)
+    assert found["rows"] == len(rows) == 6
+    assert found["positions"] == sum(len(rows[i].input_ids) for i in range(6))
+    assert measure_encoder_influence(teacher, rows, seed=0, micro_batch_size=5)["influence"] == pytest.approx(found["influence"], abs=1e-6)
+
+
+@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_plan_counts_what_a_real_step_holds(folder_of, task, checkpointing):
+    student, loss = student_of(folder_of(KINDS[task]), task, weights=WEIGHTS)
+    if checkpointing:
+        student.activation_checkpointing_enable({"use_reentrant": False})
+    work = Work(4, 64, torch.float32, checkpointing)
+    settings = [model.config.to_dict() for model in (loss.teacher, student)]
+    planned = predict_encoder(EncoderRequest(task, *settings, WEIGHTS, "cosine", PAIRS, work, "adamw"))
+    ids_BT = torch.arange(256).view(4, 64)
+    place_BT = ids_BT % 16
+    labels_BT = ids_BT.where(place_BT == 15, IGNORE)
+    if task == "masked_language_model":
+        labels_BT = ids_BT.where(torch.arange(256).view(4, 64) % 7 == 1, IGNORE)
+    elif task == "classification":
+        labels_BT = labels_BT.clamp(max=1)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(forget)
+    own = [each for model in (student, loss.teacher) for each in (*model.parameters(), *model.buffers())]
+    with Alive(own=own) as alive:
+        loss(student.train(), Batch(ids_BT, place_BT, labels_BT)).total.backward()
+    assert planned.activations == pytest.approx(max(alive.peaks.values()), rel=0.1)
+    assert planned.gradients == sum(parameter.nbytes for parameter in trained)
+    assert planned.weights == sum(parameter.nbytes for parameter in student.parameters())
 
 
 @pytest.fixture(scope="module")

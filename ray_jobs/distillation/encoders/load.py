@@ -14,11 +14,12 @@ from ray_jobs.core.errors import ModelError
 from ray_jobs.distillation.encoders.texts import block_mask
 from ray_jobs.training.batches import Batch
 
-_CLASSES: dict[str, Any] = {
+MODEL_CLASSES: dict[str, Any] = {
     "masked_language_model": AutoModelForMaskedLM,
     "embedding": AutoModel,
     "classification": AutoModelForSequenceClassification,
 }
+"""What loads the encoder of a task with its head."""
 _TOLERANCE = 1e-3
 """Between hidden states of a text alone and of the same text among others; they are normalised to about 1."""
 
@@ -36,7 +37,7 @@ def load_encoder(folder: str | Path, task: str, *, dtype: torch.dtype, device: s
         ModelError: it cannot be loaded, lacks the head's weights, or cannot keep packed texts apart.
     """
     try:
-        model, info = _CLASSES[task].from_pretrained(
+        model, info = MODEL_CLASSES[task].from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:

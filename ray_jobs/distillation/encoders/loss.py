@@ -17,7 +17,7 @@ from ray_jobs.distillation.encoders.load import hidden_states
 from ray_jobs.distillation.encoders.student import PROJECTION
 from ray_jobs.distillation.encoders.texts import Texts, mean_pool, texts_of
 from ray_jobs.distillation.loss import term_of
-from ray_jobs.training.batches import Batch
+from ray_jobs.training.batches import Batch, Row
 from ray_jobs.training.losses import LossSums
 
 
@@ -65,27 +65,46 @@ class EncoderLoss:
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self._terms = {"masked_language_model": self._tokens, "embedding": self._embeddings, "classification": self._classes}[task]
-        self._weights, self._trained = weights, divergence or Divergence()
-        self._hidden_loss, self._pairs = hidden_loss, pairs or []
+        self.task, self.weights, self.trained = task, weights, divergence or Divergence()
+        self.hidden_loss, self.pairs = hidden_loss, pairs or []
         self._teacher_head: Tensor | None = token_head(teacher) if task == "masked_language_model" else None
 
     def __call__(self, model: Any, batch: Batch) -> LossSums:
         """Return the sums over the positions with a label."""
-        texts = texts_of(batch)
-        student = _States(model, batch, every_layer=bool(self._weights.hidden))
-        with torch.no_grad():
-            teacher = _States(self.teacher, batch, every_layer=bool(self._weights.hidden))
+        return self.against(self.states_of_teacher(batch), model, batch)
+
+    def check(self, model: torch.nn.Module, rows: list[Row], dtype: torch.dtype) -> None:
+        """Compare value and gradient with those of each text alone, as `check_encoder_loss` does."""
+        from ray_jobs.distillation.encoders.self_check import check_encoder_loss  # it reads this loss
+
+        check_encoder_loss(self, model, rows, dtype)
+
+    @torch.no_grad()
+    def states_of_teacher(self, batch: Batch) -> "States":
+        """Return what the teacher says of a micro-batch."""
+        return self.states(self.teacher, batch)
+
+    def states(self, model: Any, batch: Batch) -> "States":
+        """Return an encoder's hidden states of a micro-batch: of every layer where they are compared."""
+        return States(model, hidden_states(model, batch, every_layer=bool(self.weights.hidden)))
+
+    def against(self, teacher: "States", model: Any, batch: Batch) -> LossSums:
+        """Return the sums for what a teacher said of the micro-batch."""
+        return self.between(self.states(model, batch), teacher, texts_of(batch))
+
+    def between(self, student: "States", teacher: "States", texts: Texts) -> LossSums:
+        """Return the sums for what both said of the texts of a micro-batch."""
         total, terms = self._terms(student, teacher, texts)
-        if self._weights.hidden:
+        if self.weights.hidden:
             hidden = self._hidden(student, teacher, texts)
-            total, terms = total + self._weights.hidden * hidden, terms | {"hidden": hidden.detach()}
+            total, terms = total + self.weights.hidden * hidden, terms | {"hidden": hidden.detach()}
         return LossSums(total, terms)
 
     @property
     def _divergence(self) -> Divergence:
-        return self._trained if torch.is_grad_enabled() else Divergence()
+        return self.trained if torch.is_grad_enabled() else Divergence()
 
-    def _tokens(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+    def _tokens(self, student: "States", teacher: "States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
         mine_NH = token_states(student.model, student.last[texts.valid_N])
         with torch.no_grad():
             theirs_NH = token_states(teacher.model, teacher.last[texts.valid_N])
@@ -96,20 +115,20 @@ class EncoderLoss:
             self._teacher_head,
             texts.labels_N,
             divergence=self._divergence,
-            kd_weight=self._weights.kd,
-            ce_weight=self._weights.ce,
+            kd_weight=self.weights.kd,
+            ce_weight=self.weights.ce,
         )
         terms = {term_of(self._divergence): loss.divergence, "ce": loss.ce}
         return loss.total, terms if torch.is_grad_enabled() else terms | {"ce_teacher": _head_ce(theirs_NH, self._teacher_head, texts)}
 
-    def _embeddings(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+    def _embeddings(self, student: "States", teacher: "States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
         mine_SH, theirs_SH = (mean_pool(states.every[-1], texts) for states in (student, teacher))
         if mine_SH.shape != theirs_SH.shape:  # another width: hidden states alone are compared
             return mine_SH.new_zeros(()), {}
         loss = ((1 - F.cosine_similarity(mine_SH, theirs_SH)) * texts.num_valid_S).sum()
-        return self._weights.embedding * loss, {"embedding": loss.detach()}
+        return self.weights.embedding * loss, {"embedding": loss.detach()}
 
-    def _classes(self, student: "_States", teacher: "_States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+    def _classes(self, student: "States", teacher: "States", texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
         mine_SC, theirs_SC = (class_logits(states.model, states.last[texts.first_S]).float() for states in (student, teacher))
         between = dense_divergence(mine_SC, theirs_SC, self._divergence).sum()
         labels_S = texts.labels_N
@@ -118,26 +137,31 @@ class EncoderLoss:
         if not torch.is_grad_enabled():
             agreed = (mine_SC.argmax(-1) == theirs_SC.argmax(-1)).sum().float()
             terms |= {"ce_teacher": ce_teacher, "agreement": agreed}
-        return self._weights.kd * between + self._weights.ce * ce, terms
+        return self.weights.kd * between + self.weights.ce * ce, terms
 
-    def _hidden(self, student: "_States", teacher: "_States", texts: Texts) -> Tensor:
+    def _hidden(self, student: "States", teacher: "States", texts: Texts) -> Tensor:
         projection = getattr(student.model, PROJECTION, torch.nn.Identity())
-        share_K = texts.token_shares() / len(self._pairs)
+        share_K = texts.token_shares() / len(self.pairs)
         total = student.every[0].new_zeros((), dtype=torch.float32)
-        for mine, theirs in self._pairs:
+        for mine, theirs in self.pairs:
             mine_KH = projection(student.every[mine + 1].flatten(0, 1)[texts.token_K])
-            total = total + (_distance(mine_KH, teacher.every[theirs + 1].flatten(0, 1)[texts.token_K], self._hidden_loss) * share_K).sum()
+            theirs_KH = teacher.every[theirs + 1].flatten(0, 1)[texts.token_K]
+            total = total + (_distance(mine_KH, theirs_KH, self.hidden_loss) * share_K).sum()
         return total
 
 
-class _States:
+class States(NamedTuple):
     """An encoder's hidden states of a micro-batch."""
 
-    def __init__(self, model: Any, batch: Batch, *, every_layer: bool):
-        self.model = model
-        self.every = hidden_states(model, batch, every_layer=every_layer)
-        self.last: Tensor = self.every[-1].flatten(0, 1)
-        """Of all B * T positions."""
+    model: Any
+    """The encoder, for its head."""
+    every: list[Tensor]
+    """Each of shape B, T, H: the last alone, or the embeddings' and each layer's output."""
+
+    @property
+    def last(self) -> Tensor:
+        """Those of all B * T positions."""
+        return self.every[-1].flatten(0, 1)
 
 
 def _distance(mine_KH: Tensor, theirs_KH: Tensor, kind: str) -> Tensor:

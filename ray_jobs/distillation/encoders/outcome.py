@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-_IN_WORDS = {
+TERMS = {
     "kl": "KL to the teacher",
     "ce": "cross-entropy",
     "hidden": "hidden-state loss",
     "embedding": "1 - cosine to the teacher's embedding",
     "agreement": "same class as the teacher",
 }
+"""What evaluations measure, in words; each a mean over the positions that count."""
 
 
 def encoder_facts(result: dict[str, Any], *, teacher: Path, student: Path) -> dict[str, Any]:
@@ -31,18 +32,19 @@ def encoder_facts(result: dict[str, Any], *, teacher: Path, student: Path) -> di
 
 
 def encoder_headline(facts: dict[str, Any]) -> list[str]:
-    """Return the stage's result in a line."""
+    """Return the stage's result, with its `memory_plan`, as lines for people."""
     found, size = facts["eval"], facts["num_parameters"]
     shown = [
         f"{words} {found[f'{name}_before']:.3f} -> {found[f'{name}_after']:.3f}"
-        for name, words in _IN_WORDS.items()
+        for name, words in TERMS.items()
         if f"{name}_after" in found
     ]
     rate = facts["counts"]["tokens"] / max(facts["train_seconds"], 1e-9)
     return [
         f"distill: {', '.join(shown) or 'no held-out rows'}, {size['student'] / 1e6:.1f} M of {size['teacher'] / 1e6:.1f} M parameters "
         f"({size['student'] / size['teacher']:.0%}), {facts['counts']['steps']} steps, {rate:.0f} tokens/s, "
-        f"peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker"
+        f"peak {max(facts['peak_bytes']) / 2**30:.2f} GiB a worker",
+        *filter(None, [facts["memory_plan"].get("line")]),
     ]
 
 

@@ -105,6 +105,19 @@ def check_width(student_width: int, teacher_width: int) -> None:
         )
 
 
+def check_classes(student_classes: int, teacher_classes: int) -> None:
+    """Refuse classifiers of different classes, whose distributions cannot be compared.
+
+    Raises:
+        ConfigError: gives both numbers.
+    """
+    if student_classes != teacher_classes:
+        raise ConfigError(
+            f'distill.task = "classification" compares class distributions: the student has {student_classes} classes and the teacher '
+            f"{teacher_classes}; take a student with the teacher's classes, or layers of the teacher (student.layers)"
+        )
+
+
 def export_encoder(student: PreTrainedModel, folder: Path, *, teacher_folder: Path, task: str) -> None:
     """Write the student as a plain Hugging Face folder; an embedding student with the sentence-transformers files of its teacher.
 
