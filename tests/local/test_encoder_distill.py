@@ -26,16 +26,13 @@ from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.encoders.influence import measure_encoder_influence
 from ray_jobs.distillation.encoders.load import hidden_states, load_encoder
 from ray_jobs.distillation.encoders.loss import EncoderLoss, Weights
-from ray_jobs.distillation.encoders.plan import EncoderRequest, predict_encoder
 from ray_jobs.distillation.encoders.rows import MaskedRows
 from ray_jobs.distillation.encoders.self_check import check_encoder_loss
 from ray_jobs.distillation.encoders.student import PROJECTION, cut_student, export_encoder, prepare_student
 from ray_jobs.distillation.encoders.texts import mean_pool, texts_of
 from ray_jobs.judging.encoder import SentenceEncoder
-from ray_jobs.training.activations import Alive, forget
 from ray_jobs.training.batches import Batch, PackedRows, Row, collate
 from ray_jobs.training.loop import train
-from ray_jobs.training.memory_plan import Work
 from ray_jobs.training.recipe import Recipe
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
@@ -265,33 +262,6 @@ def test_the_layer_that_changes_nothing_has_no_influence(folder_of, masked):
     assert found["rows"] == len(rows) == 6
     assert found["positions"] == sum(len(rows[i].input_ids) for i in range(6))
     assert measure_encoder_influence(teacher, rows, seed=0, micro_batch_size=5)["influence"] == pytest.approx(found["influence"], abs=1e-6)
-
-
-@pytest.mark.parametrize("task", KINDS)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_plan_counts_what_a_real_step_holds(folder_of, task, checkpointing):
-    student, loss = student_of(folder_of(KINDS[task]), task, weights=WEIGHTS)
-    if checkpointing:
-        student.activation_checkpointing_enable({"use_reentrant": False})
-    work = Work(4, 64, torch.float32, checkpointing)
-    settings = [model.config.to_dict() for model in (loss.teacher, student)]
-    planned = predict_encoder(EncoderRequest(task, *settings, WEIGHTS, "cosine", PAIRS, work, "adamw"))
-    ids_BT = torch.arange(256).view(4, 64)
-    place_BT = ids_BT % 16
-    labels_BT = ids_BT.where(place_BT == 15, IGNORE)
-    if task == "masked_language_model":
-        labels_BT = ids_BT.where(torch.arange(256).view(4, 64) % 7 == 1, IGNORE)
-    elif task == "classification":
-        labels_BT = labels_BT.clamp(max=1)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(forget)
-    own = [each for model in (student, loss.teacher) for each in (*model.parameters(), *model.buffers())]
-    with Alive(own=own) as alive:
-        loss(student.train(), Batch(ids_BT, place_BT, labels_BT)).total.backward()
-    assert planned.activations == pytest.approx(max(alive.peaks.values()), rel=0.1)
-    assert planned.gradients == sum(parameter.nbytes for parameter in trained)
-    assert planned.weights == sum(parameter.nbytes for parameter in student.parameters())
 
 
 @pytest.fixture(scope="module")

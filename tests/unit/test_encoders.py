@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 import torch
 from packed_rows import write_rows
+from transformers import AutoConfig, AutoTokenizer
 
 from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ConfigError, DataError
 from ray_jobs.core.models import resolve_model
 from ray_jobs.corpus.packing import IGNORE, packed_row
 from ray_jobs.corpus.plain_texts import NO_CLASS, PlainTexts
+from ray_jobs.distillation.encoders.card import PIPELINE_TAGS, encoder_card
 from ray_jobs.distillation.encoders.job import EncoderJob
 from ray_jobs.distillation.encoders.kinds import check_teacher, natural_task
 from ray_jobs.distillation.encoders.rows import MaskedRows
-from ray_jobs.distillation.encoders.student import layer_pairs
+from ray_jobs.distillation.encoders.student import check_classes, layer_pairs
 from ray_jobs.distillation.encoders.texts import block_mask, mean_pool, texts_of
+from ray_jobs.distillation.model_card import Lineage
 from ray_jobs.training.batches import Batch, PackedRows, Row, collate, step_batches
 
 MASK = 7
@@ -143,7 +146,6 @@ def test_the_wrong_task_is_one_line_that_names_the_right_one(tiny_model):
     [
         ({"targets": "pool"}, 'distill.targets = "pool" is for language models'),
         ({"method": "lora"}, 'distill.method = "lora" is for language models'),
-        ({"student": {"choose": "influence"}}, r"list the layers, like student.layers = \[0, 2, 5\]"),
         ({"student": {"layers": 7}}, "student.layers = 7, but the teacher has 6"),
         ({"student": {"layers": [0, 6]}}, "layer 6 is out of range"),
         (
@@ -155,6 +157,65 @@ def test_the_wrong_task_is_one_line_that_names_the_right_one(tiny_model):
 def test_what_encoders_cannot_do_is_refused_before_anything_starts(changes, words):
     with pytest.raises(ConfigError, match=words):
         job(**changes).check()
+
+
+def other_encoder(folder, minilm, *, added=(), **changes):
+    """Return an encoder of its own with the teacher's tokenizer and further tokens; its config and tokenizer alone."""
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    tokenizer.add_tokens(list(added))
+    tokenizer.save_pretrained(folder)
+    AutoConfig.from_pretrained(minilm, **changes).save_pretrained(folder)
+    (folder / "model.safetensors").touch()
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("added", "changes", "words"),
+    [
+        (["<another>"], {}, "another vocabulary than the teacher: token '<another>' has id 30522 in the student and None"),
+        ([], {"hidden_size": 192}, "the student's have 192 numbers and the teacher's 384"),
+    ],
+)
+def test_a_student_of_its_own_that_does_not_fit_its_teacher_is_refused(minilm, tmp_path, added, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        job(student={"model": other_encoder(tmp_path, minilm, added=added, **changes)}).check()
+
+
+def test_classifiers_of_other_classes_are_refused():
+    with pytest.raises(ConfigError, match="the student has 2 classes and the teacher 3"):
+        check_classes(2, 3)
+
+
+FACTS = {
+    "counts": {"steps": 3, "tokens": 90},
+    "num_parameters": {"teacher": 4_000_000, "student": 3_000_000},
+    "layers": [0, 3],
+    "eval": {"kl_before": 1.5, "kl_after": 0.5, "ce_before": 2.0, "ce_after": 1.0, "ce_teacher_after": 0.75, "agreement_after": 0.9},
+}
+DATA = {"documents": 1, "chunks": 2, "pairs": 3, "texts": 4, "train_rows": 5, "train_tokens": 60, "eval_rows": 1}
+
+
+def test_the_card_of_a_classifier_says_what_was_retained():
+    distill = validate({"run": {"name": "a"}, "distill": {"task": "classification", "kd_weight": 0.8, "hidden_weight": 0.5}}).distill
+    teacher = {"teacher": "/models/mine", "taught": None, "own_model": None, "start": "teacher"}
+    lineage = Lineage(
+        **teacher, data=DATA, distill=distill.model_dump(), versions={"torch": "2"}, pipeline_tag=PIPELINE_TAGS["classification"]
+    )
+    card = encoder_card(lineage, FACTS)
+    for words in (
+        "pipeline_tag: text-classification",
+        "- Teacher: mine, as it is",
+        "layers 0, 3 of the teacher",
+        "1 documents (2 chunks), 3 question/answer pairs and 4 texts: 5 packed rows of 60 tokens; 1 rows held out.",
+        "| forward_kl at temperature 2 | 0.8 |",
+        "| cosine on hidden states (last) | 0.5 |",
+        "| KL to the teacher | 1.5 | 0.5 | - |",
+        "| cross-entropy | 2 | 1 | 0.75 |",
+        "3000000 of 4000000 (75.0%)",
+    ):
+        assert words in card
+    assert "/models" not in card and "sentence embeddings" not in card
+    assert "nothing was measured" in encoder_card(lineage, {**FACTS, "eval": {}})
 
 
 def test_layers_meet_their_own_or_the_last_or_as_listed():

@@ -5,8 +5,10 @@ operation to its last, as `training/activations.py` does for decoders.
 Shapes: B rows, T positions, S texts, K their tokens, N positions with a label.
 """
 
+import functools
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +46,7 @@ class EncoderRequest(NamedTuple):
     """Its config.json."""
     weights: Weights
     hidden_loss: str
-    pairs: list[tuple[int, int]]
+    pairs: Sequence[tuple[int, int]]
     work: Work
     optimizer: str
     sharding: Sharding = Sharding()
@@ -62,6 +64,13 @@ def predict_encoder(request: EncoderRequest) -> Memory:
     Raises:
         ModelError: transformers knows no such encoder.
     """
+    settings = {name: json.dumps(getattr(request, name)) for name in ("teacher", "student")}
+    return _predicted(request._replace(**settings, pairs=tuple(request.pairs)))
+
+
+@functools.lru_cache(maxsize=64)
+def _predicted(key: Any) -> Memory:
+    request = key._replace(teacher=json.loads(key.teacher), student=json.loads(key.student))
     work = request.work
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,7 +137,7 @@ def _models(request: EncoderRequest) -> tuple[PreTrainedModel, EncoderLoss]:
     )
     width = teacher.config.hidden_size if request.weights.hidden else None
     student = prepare_student(student, task=request.task, teacher_width=width)
-    loss = EncoderLoss(teacher, task=request.task, weights=request.weights, hidden_loss=request.hidden_loss, pairs=request.pairs)
+    loss = EncoderLoss(teacher, task=request.task, weights=request.weights, hidden_loss=request.hidden_loss, pairs=list(request.pairs))
     return student, loss
 
 
