@@ -63,9 +63,9 @@ def _window(row: Row) -> Row | None:
         return None
     first = spans[0][0]
     last = max([spans[0][1], *(end for _, end in spans if end - first <= POSITIONS)])
-    window = Row(*(np.asarray(values[first:last], np.int64).copy() for values in row))
-    window.labels[0] = IGNORE  # as micro-batches count
-    return window
+    window = row.cut(slice(first, last))
+    # as micro-batches count: none at the first place
+    return window._replace(labels=np.where(np.arange(last - first) == 0, IGNORE, window.labels))
 
 
 def _spans(row: Row) -> list[tuple[int, int]]:
@@ -91,9 +91,9 @@ def _alone(loss: "EncoderLoss", model: nn.Module, pieces: list[Row], taught: lis
     total = torch.zeros((), device=_device(model))
     for piece, states in zip(pieces, taught, strict=True):
         for start, end in _spans(piece):
-            labels_T = torch.from_numpy(piece.labels[start:end]).to(total.device)
+            labels_T = torch.tensor(piece.labels[start:end], dtype=torch.long, device=total.device)
             if (labels_T != IGNORE).any():
-                ids_BT = torch.from_numpy(piece.input_ids[start:end]).to(total.device)[None]
+                ids_BT = torch.tensor(piece.input_ids[start:end], dtype=torch.long, device=total.device)[None]
                 total = total + _text_loss(loss, model, ids_BT, labels_T, [states_BTH[0, start:end] for states_BTH in states.every])
     return [total.detach(), *gradients(total, model)]
 
