@@ -189,7 +189,7 @@ class TextsSeeEachOther(EncoderLoss):
 
 
 class FirstTokenLate(EncoderLoss):
-    """Wrong by one: the classifier and the mask read the token after the one they mean."""
+    """Wrong by one: a classifier reads the token after the first, a masked token is told from the one before."""
 
     def between(self, student, teacher, texts):
         return super().between(student, teacher, texts._replace(first_S=texts.first_S + 1, valid_N=texts.valid_N - 1))
@@ -201,7 +201,7 @@ WEIGHTS = Weights(kd=0.7, ce=0.3, hidden=1.0, embedding=1.0)
 
 def two_rows(task):
     both = two_texts({3: 5, 5: 1, 13: 2} if task == "masked_language_model" else {5: 1, 13: 0})
-    row = Row(*(values[0].numpy() for values in (both.input_ids_BT, both.position_ids_BT, both.labels_BT)))
+    row = Row(*(each[0].numpy() for each in (both.input_ids_BT, both.position_ids_BT, both.labels_BT)))
     return [row, row.cut(slice(6))]
 
 
@@ -230,8 +230,7 @@ def test_right_losses_pass_and_leave_the_student_as_it_was(folder_of, task, dtyp
     teacher = load_encoder(folder, task, dtype=dtype)
     for layers in ([0, 3], [0, 1, 2, 3]):  # the last equals its teacher, so that all real gaps are 0
         student = prepare_student(cut_student(teacher, layers, start="teacher"), task=task).train()
-        divergence = Divergence("jsd", temperature=2.0)
-        loss = EncoderLoss(teacher, task=task, weights=WEIGHTS, divergence=divergence, pairs=list(enumerate(layers)))
+        loss = EncoderLoss(teacher, task=task, weights=WEIGHTS, divergence=Divergence("jsd"), pairs=list(enumerate(layers)))
         check_encoder_loss(loss, student, two_rows(task), dtype)
         assert student.training and all(parameter.grad is None for parameter in student.parameters())
 
@@ -259,8 +258,7 @@ def test_the_layer_that_changes_nothing_has_no_influence(folder_of, masked):
     found = measure_encoder_influence(teacher, rows, seed=0)
     assert min(range(4), key=found["influence"].__getitem__) == 2
     assert found["influence"][2] == pytest.approx(0, abs=1e-3)
-    assert found["rows"] == len(rows) == 6
-    assert found["positions"] == sum(len(rows[i].input_ids) for i in range(6))
+    assert (found["rows"], found["positions"]) == (6, sum(len(rows[i].input_ids) for i in range(6)))
     assert measure_encoder_influence(teacher, rows, seed=0, micro_batch_size=5)["influence"] == pytest.approx(found["influence"], abs=1e-6)
 
 
