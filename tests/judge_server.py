@@ -11,11 +11,21 @@ from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """What the server says instead of a verdict."""
+    """What the server says instead of a verdict: `share` of the body, after `delay_s`; a share below 1 drops the connection then."""
 
     status: int = 200
     body: str = "{}"
     headers: dict[str, str] = {}  # noqa: RUF012
+    delay_s: float = 0.0
+    share: float = 1.0
+
+
+class Window(NamedTuple):
+    """A limit of requests that holds in every stretch of `seconds`; refused requests count too."""
+
+    requests: int
+    seconds: float = 1.0
+    tells: bool = True
 
 
 class JudgeServer:
@@ -24,7 +34,17 @@ class JudgeServer:
     `fault(number, request)` returns a Fault for a call (counted from 1) or None for a verdict.
     """
 
-    def __init__(self, fault: Callable[[int, dict], Fault | None] = lambda number, request: None, *, latency_s: float = 0.0):
+    def __init__(
+        self,
+        fault: Callable[[int, dict], Fault | None] = lambda number, request: None,
+        *,
+        latency_s: float = 0.0,
+        window: Window | None = None,
+        port: int = 0,
+    ):
+        self.window = window
+        self.times: list[float] = []
+        self.num_refused = 0
         self.fault = fault
         self.latency_s = latency_s
         self.requests: list[dict] = []
@@ -32,7 +52,7 @@ class JudgeServer:
         self.most_in_flight = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def answer(self, request: dict, key: str) -> Fault:
@@ -42,11 +62,27 @@ class JudgeServer:
             number = len(self.requests)
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
-        time.sleep(self.latency_s)
-        found = self.fault(number, request) or Fault(body=completion(verdict(request)))
+            refusal = self._over_limit()
+        found = refusal or self.fault(number, request) or Fault(body=completion(verdict(request)))
+        time.sleep(0.0 if refusal else self.latency_s + found.delay_s)
+        if self.window and self.window.tells:
+            told = {"x-ratelimit-limit-requests": f"{self.window.requests * 60 / self.window.seconds:.0f}"}
+            found = found._replace(headers={**told, **found.headers})
         with self._lock:
             self._in_flight -= 1
         return found
+
+    def _over_limit(self) -> Fault | None:
+        now = time.monotonic()
+        self.times.append(now)
+        if self.window is None:
+            return None
+        recent = [moment for moment in self.times if moment > now - self.window.seconds]
+        if len(recent) <= self.window.requests:
+            return None
+        self.num_refused += 1
+        wait_ms = 1000 * (recent[-self.window.requests] + self.window.seconds - now)
+        return Fault(429, error("slow down", "rate_limit_exceeded"), {"retry-after-ms": f"{wait_ms:.0f}"})
 
     @contextlib.contextmanager
     def running(self) -> Iterator["JudgeServer"]:
@@ -66,12 +102,15 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             found = server.answer(request, self.headers.get("Authorization", ""))
             body = found.body.encode()
+            if not found.share:
+                self.close_connection = True
+                return
             self.send_response(found.status)
             for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **found.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            with contextlib.suppress(BrokenPipeError):
-                self.wfile.write(body)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.wfile.write(body[: int(found.share * len(body))])
 
         def log_message(self, *_):
             pass

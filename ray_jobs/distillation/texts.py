@@ -3,7 +3,6 @@
 Source: Kim and Rush 2016, arXiv:1606.07947.
 """
 
-import asyncio
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from pydantic import SecretStr
 from torch import nn
 
 from ray_jobs.core.cluster import require
-from ray_jobs.core.errors import ConfigError, EndpointError, JobError
+from ray_jobs.core.errors import ConfigError, EndpointError, JobError, StorageError
 from ray_jobs.core.progress import Bar, OnProgress
 from ray_jobs.core.records import content_id
 from ray_jobs.core.storage import Storage
@@ -20,7 +19,9 @@ from ray_jobs.corpus.packing import IGNORE, pack, packed_row
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.selection import hold_out
 from ray_jobs.corpus.template import ChatTemplate, chat_messages
-from ray_jobs.judging.endpoint import Endpoint, why_stopped
+from ray_jobs.judging.calls import Call, EndpointOptions, Limits, Reply
+from ray_jobs.judging.here import ask_here
+from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.parse import read_completion
 from ray_jobs.training.batches import Batch
 from ray_jobs.training.losses import LossSums, cross_entropy_loss
@@ -31,7 +32,6 @@ KEPT = "kept"
 ANSWERS = "answers.jsonl"
 BATCH = 8
 """Questions that a model of our own answers at once."""
-_PATIENCE = {"max_retries": 4, "timeout_s": 120.0}
 Row = dict[str, Any]
 
 
@@ -61,40 +61,48 @@ def make_asks(questions: list[str], *, system_prompt: str, writer: dict[str, Any
     return [Ask(content_id(writer, chat), question, chat) for question, chat in zip(questions, chats, strict=True)]
 
 
-def ask_endpoint(asks: list[Ask], kept: Storage, *, request: dict[str, Any], endpoint: dict[str, Any], on_progress: OnProgress) -> None:
+def ask_endpoint(
+    asks: list[Ask],
+    kept: Storage,
+    ledger: Ledger,
+    *,
+    request: dict[str, Any],
+    endpoint: EndpointOptions,
+    max_concurrency: int,
+    on_progress: OnProgress,
+) -> None:
     """Ask an endpoint for what is not kept yet; each answer is kept as it comes, and so is why one cannot be used.
 
     Args:
+        ledger: keeps what was paid for before anybody reads it.
         request: fields of each request beside the messages.
-        endpoint: arguments of Endpoint.
 
     Raises:
         EndpointError: it refuses all calls; what has come is kept.
+        StorageError: the ledger cannot be written.
     """
-
-    async def run() -> list[Any]:
-        asked = Endpoint(**endpoint)
-        done = 0
-
-        async def one(ask: Ask) -> Any:
-            nonlocal done
-            reply = await asked.ask({**request, "messages": ask.chat})
-            if not reply.error:
-                await asyncio.to_thread(kept.write_json, f"{ask.key}.json", _from_body(reply.body))
-            done += 1
-            on_progress(done, len(missing), "")
-            return reply
-
-        return await asyncio.gather(*(one(ask) for ask in missing))
-
     missing = _missing(asks, kept)
-    replies = asyncio.run(run()) if missing else []
-    reason = why_stopped(replies) if replies else ""
+    failed: dict[str, str] = {}
+    done = 0
+
+    def keep(call: Call, reply: Reply) -> None:
+        nonlocal done
+        if reply.error:
+            failed[call.key] = reply.error
+        else:
+            kept.write_json(f"{call.key}.json", _from_body(reply.body))
+        done += 1
+        on_progress(done, len(missing), "")
+
+    calls = [Call(ask.key, {**request, "messages": ask.chat}) for ask in missing]
+    asked = ask_here(calls, endpoint=endpoint, ledger=ledger, limits=Limits(max_concurrency=max_concurrency), on_reply=keep)
+    if asked.why == "storage":
+        raise StorageError(asked.stopped)
+    reason = asked.stopped or (next(iter(failed.values())) if failed and len(failed) == len(missing) else "")
     if reason:
         raise EndpointError(f"the writer of distill.text stopped: {reason}; what has come is kept, and the same command goes on")
-    for ask, reply in zip(missing, replies, strict=True):
-        if reply.error:  # not kept as final: the next run asks again
-            kept.write_json(f"failed/{ask.key}.json", {"text": "", "error": reply.error})
+    for key, error in failed.items():  # not kept as final: the next run asks again
+        kept.write_json(f"failed/{key}.json", {"text": "", "error": error})
 
 
 def _missing(asks: list[Ask], kept: Storage) -> list[Ask]:
@@ -230,7 +238,8 @@ def write_texts(
     kept = texts.sub(KEPT)
     with Bar("distill: texts", "answer") as bar:
         if section["base_url"] is not None:
-            ask_endpoint(asks, kept, request={"model": section["model"], **sampling}, endpoint=_endpoint(section), on_progress=bar)
+            way = {"endpoint": _endpoint(section), "max_concurrency": section["max_concurrency"], "on_progress": bar}
+            ask_endpoint(asks, kept, Ledger(texts.sub("replies")), request={"model": section["model"], **sampling}, **way)
         else:
             options = {**{key: section[key] for key in ("max_new_tokens", "sampling_temperature")}, "seed": seed}
             arguments = {"make_engine": make_engine, "kept": kept, "options": options, "memory_bytes": workers.memory_bytes}
@@ -245,9 +254,8 @@ def write_texts(
     return counts
 
 
-def _endpoint(section: Row) -> Row:
-    named = {key: section[key] for key in ("base_url", "max_concurrency")}
-    return {**named, "api_key": _key(section["api_key_env"]), **_PATIENCE}
+def _endpoint(section: Row) -> EndpointOptions:
+    return EndpointOptions(_key(section["api_key_env"]), section["base_url"], repeats_cut=False)
 
 
 def _key(name: str) -> SecretStr:

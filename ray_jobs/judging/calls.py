@@ -60,6 +60,7 @@ class EndpointOptions(NamedTuple):
         base_url: None is the provider's default.
         timeout_s: longest wait for one reply.
         max_retries: of one call after 408, 409, 5xx, a lost connection or a reply that is none.
+        repeats_cut: a reply that was cut at its limit of tokens is asked for once more, with twice the tokens.
         backend: calls asks one by one; batch hands all to the provider's batch endpoint.
     """
 
@@ -68,6 +69,7 @@ class EndpointOptions(NamedTuple):
     timeout_s: float = 120.0
     max_retries: int = 6
     backend: Literal["calls", "batch"] = "calls"
+    repeats_cut: bool = True
 
 
 class Limits(NamedTuple):

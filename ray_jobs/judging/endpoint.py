@@ -1,90 +1,163 @@
-"""Requests to an OpenAI-compatible endpoint through the official client: how many at once, what stops them all."""
+"""One request to an OpenAI-compatible endpoint through the official client, and what its answer means for the next ones."""
 
 import asyncio
+import json
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import SecretStr
+from ray_jobs.judging.calls import EndpointOptions
+from ray_jobs.judging.headers import Told, read_headers
 
 if TYPE_CHECKING:
-    from openai import OpenAIError
+    from openai import APIStatusError
 
-UNSENT = "not asked, as an earlier call was refused"
+CHARS_PER_TOKEN = 4
+MESSAGE_TOKENS = 4
+"""What a message costs beside its text, about."""
+Kind = Literal["ok", "cut", "refused", "failed", "row", "fatal"]
+_AGAIN = {408, 409, 425}
+_FATAL = {401, 403, 404}
+_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+_GATEWAY_TIMEOUTS = {504, 524}
+_OF_THE_ROW = ("content_filter", "context_length", "string_above_max", "content_policy", "moderation")
 
 
-class Reply(NamedTuple):
-    """The raw body of a reply, or the error that came instead.
+class Outcome(NamedTuple):
+    """What one request came to.
 
-    `fatal` says that every other call would fail alike: wrong key, unknown model, no credit, nobody there.
+    Args:
+        kind: ok; cut, a reply that ends at its limit of tokens; refused for pace; failed, to be sent again; row, of no use to
+            send again; fatal, and so would every other request.
+        may_be_billed: no reply came, but the endpoint may have made one.
+        is_of_row: the text itself is refused: the same endpoint answers others.
+        is_unreachable: there was no connection at all.
     """
 
-    body: str
-    seconds: float
+    kind: Kind
+    body: str = ""
+    seconds: float = 0.0
     error: str = ""
-    fatal: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_estimated: bool = False
+    model: str = ""
+    may_be_billed: bool = False
+    is_of_row: bool = False
+    is_unreachable: bool = False
+    told: Told = Told()
 
 
-def why_stopped(replies: Iterable[Reply]) -> str:
-    """Return why no call can succeed: the fatal error, or the first where all failed; empty where some did not."""
-    found = list(replies)
-    fatal = [reply.error for reply in found if reply.fatal and not reply.error.startswith(UNSENT)]
-    if fatal:
-        return fatal[0]
-    return found[0].error if all(reply.error for reply in found) else ""
+def count_tokens(request: Mapping[str, Any]) -> int:
+    """Return about how many tokens a request's prompt has, schema included; the limiter learns how far that is off."""
+    return _chars(request) // CHARS_PER_TOKEN + MESSAGE_TOKENS * len(request["messages"])
+
+
+def most_prompt_tokens(request: Mapping[str, Any]) -> int:
+    """Return how many tokens a request's prompt can have: no tokenizer makes more than one of a byte."""
+    size = len(json.dumps([request["messages"], request.get("response_format")], ensure_ascii=False).encode())
+    return size + MESSAGE_TOKENS * len(request["messages"])
+
+
+def most_completion_tokens(request: Mapping[str, Any]) -> int:
+    """Return the reply's limit; 0 where the request sets none."""
+    return int(request.get("max_tokens") or request.get("max_completion_tokens") or 0)
+
+
+def _chars(request: Mapping[str, Any]) -> int:
+    texts = [message["content"] for message in request["messages"]] + [request.get("response_format") or ""]
+    return sum(len(text if isinstance(text, str) else json.dumps(text)) for text in texts)
 
 
 class Endpoint:
-    """Sends requests, at most `max_concurrency` at once, the first one alone.
+    """Sends requests. It never sends one again by itself: every send needs its moment from the limiter."""
 
-    The client retries 408, 409, 429, 5xx and lost connections with exponential backoff and waits as long as a
-    Retry-After header asks (up to two minutes). A fatal answer stops all calls that have not been sent.
-
-    Args:
-        base_url: None is the provider's default.
-        api_key: never written anywhere.
-    """
-
-    def __init__(self, *, base_url: str | None, api_key: SecretStr, max_concurrency: int, max_retries: int, timeout_s: float):
+    def __init__(self, options: EndpointOptions):
         from openai import AsyncOpenAI
 
-        self._client = AsyncOpenAI(api_key=api_key.get_secret_value(), base_url=base_url, max_retries=max_retries, timeout=timeout_s)
-        self._api_key = api_key
-        self._slots = asyncio.Semaphore(max_concurrency)
-        self._first = asyncio.Lock()
-        self._is_proven = False
-        self._stopped_by = ""
+        key = options.api_key.get_secret_value()
+        self._client = AsyncOpenAI(api_key=key, base_url=options.base_url, max_retries=0, timeout=options.timeout_s)
+        self._options, self._is_proven = options, False
 
-    async def ask(self, request: dict[str, Any]) -> Reply:
-        """Return the reply to one request; never raises for what the endpoint does."""
-        async with self._first:
-            if not self._is_proven and not self._stopped_by:
-                return await self._send(request)
-        async with self._slots:
-            return await self._send(request)
+    async def send(self, request: dict[str, Any]) -> Outcome:
+        """Return what one request came to; never raises for what the endpoint does."""
+        from openai import APIConnectionError, APIStatusError, OpenAIError
 
-    async def _send(self, request: dict[str, Any]) -> Reply:
-        from openai import OpenAIError
-
-        if self._stopped_by:
-            return Reply("", 0.0, f"{UNSENT}: {self._stopped_by}", fatal=True)
         began = time.monotonic()
         try:
-            response = await self._client.chat.completions.with_raw_response.create(**request)
+            async with asyncio.timeout(self._options.timeout_s):
+                response = await self._client.chat.completions.with_raw_response.create(**request)
+                found = read_reply(response.text, request)._replace(told=read_headers(response.headers))
+        except TimeoutError:
+            found = Outcome("failed", error=f"no reply within {self._options.timeout_s:g} s", may_be_billed=True)
+        except APIConnectionError as error:
+            found = _lost(error, self._options.timeout_s)
+        except APIStatusError as error:
+            found = self._refused(error)
         except OpenAIError as error:
-            return self._failure(error, time.monotonic() - began)
-        self._is_proven = True
-        return Reply(response.text, time.monotonic() - began)
+            found = Outcome("failed", error=str(error))
+        self._is_proven = self._is_proven or found.kind in {"ok", "cut"}
+        secret = self._options.api_key.get_secret_value()
+        return found._replace(seconds=time.monotonic() - began, error=" ".join(found.error.split())[:300].replace(secret, "***"))
 
-    def _failure(self, error: "OpenAIError", seconds: float) -> Reply:
-        from openai import APIConnectionError, AuthenticationError, NotFoundError, PermissionDeniedError
+    def _refused(self, error: "APIStatusError") -> Outcome:
+        body = error.body if isinstance(error.body, dict) else {}
+        text = f"Error code: {error.status_code} - {body.get('message') or error.message}"
+        found = read_status(error.status_code, str(error.code or body.get("type") or ""), text, is_proven=self._is_proven)
+        return found._replace(told=read_headers(error.response.headers))
 
-        is_nobody_there = isinstance(error, APIConnectionError) and not self._is_proven
-        is_refused = isinstance(error, AuthenticationError | PermissionDeniedError | NotFoundError)
-        is_fatal = is_nobody_there or is_refused or getattr(error, "code", None) == "insufficient_quota"
-        text = " ".join(str(error).split())[:300].replace(self._api_key.get_secret_value(), "***")
-        if is_fatal:
-            self._stopped_by = text
-        else:
-            self._is_proven = True  # it answers: the next calls need not wait for each other
-        return Reply("", seconds, text, is_fatal)
+
+def read_status(status: int, code: str, text: str, *, is_proven: bool) -> Outcome:
+    """Return what an error means.
+
+    Args:
+        is_proven: the endpoint has answered before, so that a 403 is about this text, not about the key.
+    """
+    if code == "insufficient_quota":
+        return Outcome("fatal", error=text)
+    if status == 429:
+        return Outcome("refused", error=text)
+    if status in _AGAIN or status >= 500:
+        return Outcome("failed", error=text, may_be_billed=status in _GATEWAY_TIMEOUTS)
+    if status in _FATAL and not (status == 403 and is_proven):
+        return Outcome("fatal", error=text)
+    return Outcome("row", error=text, is_of_row=any(word in f"{code} {text}".lower() for word in _OF_THE_ROW))
+
+
+def read_reply(body: str, request: Mapping[str, Any]) -> Outcome:
+    """Return what a reply of status 200 holds: a completion, an error all the same, or a proxy's page."""
+    try:
+        found = json.loads(body)
+        if isinstance(found.get("error"), dict):
+            error = found["error"]
+            code = error.get("code")
+            status = code if isinstance(code, int) else 500
+            return read_status(status, str(code), f"status 200 with an error: {error.get('message')}", is_proven=True)
+        model, usage, choice = str(found.get("model") or ""), _usage(found), (found.get("choices") or [None])[0]
+        if choice is None:
+            return Outcome("failed", error=f"the reply has no choices: {body[:80]!r}", prompt_tokens=usage[0], completion_tokens=usage[1])
+        text = choice["message"].get("content") or ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Outcome("failed", error=f"the reply is no chat completion: {body[:80]!r}")
+    is_estimated = not any(usage)
+    prompt, completion = (count_tokens(request), len(text) // CHARS_PER_TOKEN + 1) if is_estimated else usage
+    kind: Kind = "cut" if choice.get("finish_reason") == "length" else "ok"
+    return Outcome(kind, body, 0.0, "", prompt, completion, is_estimated, model)
+
+
+def _usage(found: Mapping[str, Any]) -> tuple[int, int]:
+    usage = found.get("usage") or {}
+    return int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+
+
+def _lost(error: Exception, timeout_s: float) -> Outcome:
+    """A connection that was never made costs nothing; one lost after the request was sent may."""
+    from openai import APITimeoutError
+
+    cause = error.__cause__ or error
+    names = {kind.__name__ for kind in type(cause).__mro__}  # of the HTTP library under the client, which changes between its versions
+    if names & _NEVER_SENT:
+        return Outcome("failed", error=f"Connection error: {cause or type(cause).__name__}", is_unreachable=True)
+    if isinstance(error, APITimeoutError):
+        return Outcome("failed", error=f"no reply within {timeout_s:g} s", may_be_billed=True)
+    return Outcome("failed", error=f"Connection error: {cause}", may_be_billed=True)

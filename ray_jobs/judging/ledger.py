@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+from ray_jobs.core.errors import StorageError
 from ray_jobs.core.storage import Storage
 from ray_jobs.judging.calls import Reply
 
@@ -56,12 +57,12 @@ class Ledger:
     """
 
     def __init__(self, folder: Storage):
-        self._folder = folder
+        self.folder = folder
         self._intents = folder.sub("intents")
 
     def reply(self, key: str) -> Reply | None:
         """Return the reply to a call; None where there is none that can be read."""
-        return _reply(_read(self._folder, key))
+        return _reply(_read(self.folder, key))
 
     def intent(self, key: str) -> Intent:
         """Return how a call was tried before; nothing for one that never was."""
@@ -69,7 +70,7 @@ class Ledger:
 
     def replies(self, keys: Iterable[str]) -> dict[str, Reply]:
         """Return those replies that are there."""
-        kept = _keys(self._folder)
+        kept = _keys(self.folder)
         wanted = [key for key in keys if key in kept]
         found = zip(wanted, _in_threads(self.reply, wanted), strict=True)
         return {key: reply for key, reply in found if reply is not None}
@@ -88,11 +89,11 @@ class Ledger:
         Raises:
             StorageError: it cannot be written: send no further call.
         """
-        self._folder.write_json(f"{key}.json", {"schema": SCHEMA, **reply._asdict()})
+        self.folder.write_json(f"{key}.json", {"schema": SCHEMA, **reply._asdict()})
 
     def spent(self) -> Spent:
         """Return what all calls in the folder cost, whoever asked them."""
-        answered, tried = sorted(_keys(self._folder)), sorted(_keys(self._intents))
+        answered, tried = sorted(_keys(self.folder)), sorted(_keys(self._intents))
         replies = dict(zip(answered, _in_threads(self.reply, answered), strict=True))
         intents = dict(zip(tried, _in_threads(lambda key: _intent(_read(self._intents, key)), tried), strict=True))
         total = Spent(ignored_files=sum(found is None for found in [*replies.values(), *intents.values()]))
@@ -124,6 +125,8 @@ def _read(folder: Storage, key: str) -> dict[str, Any] | None:
         found = folder.read_json(f"{key}.json")
     except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise StorageError(f"{folder.uri}/{key}.json cannot be read: {error}; what is paid for cannot be known without it") from error
     return found if isinstance(found, dict) and found.pop("schema", None) == SCHEMA else None
 
 

@@ -1,26 +1,36 @@
 """Judge calls over a Ray cluster: the one file of judging that knows Ray.
 
-`ask` answers what the ledger has not, by actors of Ray Data.
+Actors of Ray Data send the calls. One more actor, the driver's own, holds the limiter: when the driver dies, it dies, and
+without it nobody sends. What was paid for by then is in the ledger, where the next `ask` finds it.
 """
 
 import asyncio
 import json
+import threading
+import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ray_jobs.core.cluster import RETRIES, name_lost_workers, progress_board, require
-from ray_jobs.core.errors import EndpointError
-from ray_jobs.core.progress import OnProgress
+from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
+from ray_jobs.core.errors import ConfigError, EndpointError, StorageError
+from ray_jobs.core.progress import Bar, say
+from ray_jobs.judging.batch import ask_batch
+from ray_jobs.judging.caller import Caller
 from ray_jobs.judging.calls import Asked, Budget, Call, Counters, EndpointOptions, Limits, Prices, Reply
-from ray_jobs.judging.endpoint import Endpoint
-from ray_jobs.judging.ledger import Intent, Ledger
-from ray_jobs.judging.parse import read_completion
+from ray_jobs.judging.ledger import Ledger, Spent
+from ray_jobs.judging.limiter import Ask, Lease, Limiter, Report, Stop
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 CPUS = 0.1
 BLOCKS_PER_CALLER = 4
+"""Blocks that a caller works on at once, each half its window: a slow call holds back its block's end, no other call."""
+LIMITERS = 3
+"""Times that a limiter is started: one may be lost with its node."""
+BEAT_S = 0.25
+LOST = "the limiter is gone: its driver ended, or its node was lost"
 
 
 def ask(
@@ -42,42 +52,113 @@ def ask(
         title: what the progress bar is called.
 
     Raises:
+        ConfigError: a budget in dollars without prices.
         EndpointError: no call can succeed: wrong key, unknown model, nobody there. What was answered is kept.
         StorageError: the ledger cannot be written.
     """
+    budget = budget if budget != Budget() else None
+    if budget is not None and budget.usd is not None and prices.cost(1, 1) is None:
+        raise ConfigError(
+            f"{title}: a budget of ${budget.usd:g} cannot be kept without prices: set usd_per_million_prompt_tokens and "
+            "usd_per_million_completion_tokens, or budget by max_calls"
+        )
     planned = {call.key: call for call in calls}
     cached = ledger.replies(planned)
+    if endpoint.backend == "batch":
+        return _by_batch(planned, cached, endpoint, ledger, budget, prices, title)
+    replies, told, lost = dict(cached), _Told(), []
+    for _ in range(LIMITERS):
+        new = [call for key, call in planned.items() if key not in replies]
+        if not new or told.stopped:
+            break
+        spent = ledger.spent() if budget is not None else Spent()
+        found, told = _run(new, endpoint, ledger, limits, budget, spent, prices, num_callers, title)
+        replies |= found
+        lost.append(told.counters)
+        if told.stopped == LOST:
+            say(f"{title}: {LOST}; starting another")
+            told = told._replace(stopped="")
+    _raise(told, replies, title=title, base_url=endpoint.base_url)
+    return _asked(planned, cached, replies, lost, told)
+
+
+def _by_batch(
+    planned: dict[str, Call],
+    cached: dict[str, Reply],
+    endpoint: EndpointOptions,
+    ledger: Ledger,
+    budget: Budget | None,
+    prices: Prices,
+    title: str,
+) -> Asked:
+    """The endpoint does the work: one process hands it over and waits."""
     new = [call for key, call in planned.items() if key not in cached]
-    found = _run(new, endpoint, ledger, limits, prices, num_callers, title) if new else {}
-    counters = Counters(planned=len(planned), cached=len(cached), sent=len(new))
-    ok = [reply for reply in found.values() if not reply.error]
-    counters = counters._replace(
-        ok=len(ok),
-        unscored=len(found) - len(ok),
-        prompt_tokens=sum(reply.prompt_tokens for reply in ok),
-        completion_tokens=sum(reply.completion_tokens for reply in ok),
-    )
-    return Asked(cached | found, counters)
+    with Bar(title, "call", each_note=True) as bar:
+        found = ask_batch(new, endpoint=endpoint, ledger=ledger, budget=budget, prices=prices, on_progress=bar)
+    told = _Told(found.counters, found.stopped)
+    return _asked(planned, cached, cached | found.replies, [found.counters], told)
+
+
+class _Told(NamedTuple):
+    """What a limiter knows."""
+
+    counters: Counters = Counters(usd=0.0)
+    stopped: str = ""
+    why: Stop = "pause"
+    num_of_rows: int = 0
+
+
+def _raise(told: _Told, replies: dict[str, Reply], *, title: str, base_url: str | None) -> None:
+    if told.why == "storage":
+        raise StorageError(told.stopped)
+    reason = told.stopped if told.why == "endpoint" else ""
+    if not reason and not told.stopped and not told.num_of_rows and replies and all(reply.error for reply in replies.values()):
+        reason = next(iter(replies.values())).error
+    if reason:
+        where = base_url or "the provider's endpoint"
+        raise EndpointError(f"{title}: {where} cannot be asked: {reason}; replies so far are kept: run the same command again")
+
+
+def _asked(planned: dict[str, Call], cached: dict[str, Reply], replies: dict[str, Reply], runs: list[Counters], told: _Told) -> Asked:
+    total: dict[str, Any] = {name: sum(getattr(run, name) or 0 for run in runs) for name in Counters._fields}
+    total["usd"] = None if any(run.usd is None for run in runs) else total["usd"]
+    new = [reply for key, reply in replies.items() if key not in cached]
+    total |= {"planned": len(planned), "cached": len(cached), "ok": sum(not reply.error for reply in new)}
+    total |= {"unscored": len(new) - total["ok"]}
+    models: dict[str, int] = {}
+    for reply in replies.values():
+        if reply.model:
+            models[reply.model] = models.get(reply.model, 0) + 1
+    missing = len(planned) - len(replies)
+    stopped = told.stopped or (f"{missing} calls were not asked: {LOST} {LIMITERS} times" if missing else "")
+    return Asked(replies, Counters(**total), stopped, models)
 
 
 def _run(
-    calls: list[Call], endpoint: EndpointOptions, ledger: Ledger, limits: Limits, prices: Prices, num_callers: int, title: str
-) -> dict[str, Reply]:
-    require(title, {"CPU": CPUS})
-    with progress_board(title, "call") as on_progress:
-        options = {"endpoint": endpoint, "limits": limits, "ledger": ledger, "prices": prices, "on_progress": on_progress}
-        rows = list(_map(calls, {**options, "total": len(calls)}, block_rows=limits.max_concurrency, size=1))
-    fatal = [row.pop("fatal") for row in rows]
-    found = {row.pop("key"): Reply(**row) for row in rows}
-    refused = next((row.error for row, is_fatal in zip(found.values(), fatal, strict=True) if is_fatal), "")
-    reason = refused or _why_all_failed(list(found.values()))
-    if reason:
-        raise EndpointError(f"{title}: {endpoint.base_url or 'the endpoint'} cannot be asked: {reason}; replies so far are kept")
-    return found
+    calls: list[Call],
+    endpoint: EndpointOptions,
+    ledger: Ledger,
+    limits: Limits,
+    budget: Budget | None,
+    spent: Spent,
+    prices: Prices,
+    num_callers: int,
+    title: str,
+) -> tuple[dict[str, Reply], _Told]:
+    import ray
 
-
-def _why_all_failed(replies: list[Reply]) -> str:
-    return replies[0].error if all(reply.error for reply in replies) else ""
+    size = max(1, min(num_callers, limits.max_concurrency, len(calls)))
+    window = limits.max_concurrency // size
+    require(title, {"CPU": CPUS}, size)
+    limiter: Any = ray.remote(num_cpus=0, max_restarts=0)(_LimiterActor).remote(limits, budget, spent)
+    options = {"endpoint": endpoint, "ledger": ledger, "prices": prices, "window": window, "limiter": limiter}
+    try:
+        with _Watch(limiter, title, len(calls)) as watch:
+            rows = list(_map(calls, options, block_rows=max(1, window // 2), size=size))
+            told = watch.look()
+    finally:
+        ray.kill(limiter)
+    return {row["key"]: Reply(**row["reply"]) for row in rows if row["reply"]}, told
 
 
 def _map(calls: list[Call], options: Any, *, block_rows: int, size: int) -> Iterator[dict[str, Any]]:
@@ -95,40 +176,86 @@ def _map(calls: list[Call], options: Any, *, block_rows: int, size: int) -> Iter
             yield from map(json.loads, table["row"].to_pylist())
 
 
-class _Caller:
-    """Asks the endpoint, and keeps every reply before anybody reads it."""
+class _LimiterActor:
+    """The limiter on the clock of one process."""
 
-    def __init__(
-        self, *, endpoint: EndpointOptions, limits: Limits, ledger: Ledger, prices: Prices, on_progress: OnProgress, total: int
-    ) -> None:
-        self._endpoint = Endpoint(
-            base_url=endpoint.base_url,
-            api_key=endpoint.api_key,
-            max_concurrency=limits.max_concurrency,
-            max_retries=endpoint.max_retries,
-            timeout_s=endpoint.timeout_s,
-        )
-        self._ledger, self._prices, self._on_progress = ledger, prices, on_progress
-        self._num_done, self._total = 0, total
+    def __init__(self, limits: Limits, budget: Budget | None, spent: Spent):
+        self._limiter = Limiter(limits, budget, spent, now=time.monotonic())
+
+    def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
+        """As Limiter.lease."""
+        return self._limiter.lease(caller, asks, reports, time.monotonic())
+
+    def beat(self) -> _Told:
+        """Note that the driver lives, and say how it goes."""
+        self._limiter.beat(time.monotonic())
+        return _Told(self._limiter.counters, self._limiter.stopped, self._limiter.why, self._limiter.num_of_rows)
+
+
+class _RayGate:
+    """The way to the limiter's actor."""
+
+    def __init__(self, limiter: Any):
+        self._limiter = limiter
+
+    async def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
+        """As Limiter.lease."""
+        import ray
+
+        try:
+            lease: Lease = await self._limiter.lease.remote(caller, asks, reports)
+        except ray.exceptions.RayError:
+            return Lease(stopped=LOST)
+        return lease
+
+
+class _Caller:
+    """A Ray Data worker around a Caller."""
+
+    def __init__(self, *, endpoint: EndpointOptions, ledger: Ledger, prices: Prices, window: int, limiter: Any):
+        gate, name = _RayGate(limiter), uuid.uuid4().hex
+        self._caller = Caller(name=name, options=endpoint, ledger=ledger, gate=gate, prices=prices, window=window)
 
     async def __call__(self, table: "pa.Table") -> AsyncIterator[dict[str, list[str]]]:
-        """Yield rows of a key and a Reply, from Call rows."""
+        """Yield rows of a key and a Reply, None for one never asked, from Call rows."""
         calls = [Call(**json.loads(text)) for text in table["row"].to_pylist()]
-        found = await asyncio.gather(*map(self._ask, calls))
-        yield {"row": [json.dumps(row) for row in found]}
+        replies = await asyncio.gather(*map(self._caller.ask, calls))
+        await self._caller.settle()
+        told = ((call.key, reply._asdict() if reply is not None else None) for call, reply in zip(calls, replies, strict=True))
+        yield {"row": [json.dumps({"key": key, "reply": reply}) for key, reply in told]}
 
-    async def _ask(self, call: Call) -> dict[str, Any]:
-        kept = await asyncio.to_thread(self._ledger.reply, call.key)
-        fatal = False
-        if kept is None:
-            before = await asyncio.to_thread(self._ledger.intent, call.key)
-            await asyncio.to_thread(self._ledger.intend, call.key, Intent(before.sends + 1))
-            raw = await self._endpoint.ask(call.request)
-            read = read_completion(raw.body)
-            tokens = (read.prompt_tokens, read.completion_tokens)
-            kept, fatal = Reply(raw.body, raw.seconds, raw.error, *tokens, usd=self._prices.cost(*tokens)), raw.fatal
-            if not kept.error:
-                await asyncio.to_thread(self._ledger.keep, call.key, kept)
-        self._num_done += 1
-        self._on_progress(self._num_done, self._total, "")
-        return {"key": call.key, **kept._asdict(), "fatal": fatal}
+
+class _Watch:
+    """The driver's side of the limiter: beats, and shows how it goes. A context manager."""
+
+    def __init__(self, limiter: Any, title: str, total: int):
+        self._limiter, self._total = limiter, total
+        self._bar = Bar(title, "call")
+        self._told, self._ended = _Told(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="judge-calls", daemon=True)
+
+    def look(self) -> _Told:
+        """Return what the limiter knows, or knew last; stopped is LOST where it is gone."""
+        import ray
+
+        try:
+            self._told = ray.get(self._limiter.beat.remote(), timeout=60)
+        except ray.exceptions.RayError:
+            self._told = self._told._replace(stopped=self._told.stopped or LOST)
+        return self._told
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            counters, stopped, _, _ = self.look()
+            note = f"{counters.rate_limited} refused, {counters.unscored} given up" if counters.rate_limited + counters.unscored else ""
+            self._bar(counters.ok + counters.unscored, self._total, stopped or note)
+
+    def __enter__(self) -> "_Watch":
+        self._bar.__enter__()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._bar.__exit__(*error)

@@ -85,10 +85,11 @@ def test_a_killed_driver_pays_nothing_twice_but_what_was_in_flight(tmp_path, pre
         assert 8 <= before < NUM_PAIRS
         assert before - kept <= IN_FLIGHT
         assert write(server.url, tmp_path / "texts", prepared, tiny_model)["answers"] == NUM_PAIRS
-        assert len(server.requests) == before + NUM_PAIRS - kept
+        whole = len(server.requests)
+        assert before <= whole <= before + NUM_PAIRS - kept  # fewer where a reply was in the ledger and its answer not yet read
         assert len({request["messages"][-1]["content"] for request in server.requests}) == NUM_PAIRS
         write(server.url, tmp_path / "texts", prepared, tiny_model)
-        assert len(server.requests) == before + NUM_PAIRS - kept, "a finished folder asks nobody"
+        assert len(server.requests) == whole, "a finished folder asks nobody"
     rows = texts.read_jsonl(ANSWERS)
     assert [row["question"] for row in rows if row["error"]] == ["What is part 3?"]
     assert "max_new_tokens" in next(row["error"] for row in rows if row["error"])

@@ -1,20 +1,16 @@
-"""From a request to a verdict: the rubric, what counts as a reply, and calls through the official client to a real server."""
+"""From a request to a verdict: the rubric, and what counts as a reply."""
 
-import asyncio
 import json
 
 import pytest
-from judge_server import Fault, JudgeServer, completion, error, opinion
-from pydantic import SecretStr
+from judge_server import completion, error, opinion
 
 from ray_jobs.judging.calls import Prices, Reply
-from ray_jobs.judging.endpoint import Endpoint, why_stopped
 from ray_jobs.judging.openai_judge import ModelJudge, rule
 from ray_jobs.judging.pairs import make_games, settle
 from ray_jobs.judging.parse import read_completion, read_opinion
 from ray_jobs.judging.rubric import RUBRIC, SCHEMA, neutral
 
-SECRET = "sk-test-7f3a"
 UNKNOWN = Prices()
 
 
@@ -29,16 +25,6 @@ def games(text_a="short", text_b="a longer text"):
 def calls_of(some_games, **changes):
     options = {"name": "openai", "model": "stub-1", "place": "http://here/v1", "max_tokens": 100, "structured": True}
     return ModelJudge(**options | {"prices": UNKNOWN, "seed": 0} | changes).calls(some_games)
-
-
-def ask(server, requests, **changes):
-    options = {"base_url": server.url, "api_key": SecretStr(SECRET), "max_concurrency": 4, "max_retries": 2, "timeout_s": 5.0}
-
-    async def all_of_them():
-        endpoint = Endpoint(**options | changes)
-        return await asyncio.gather(*(endpoint.ask(request) for request in requests))
-
-    return asyncio.run(all_of_them())
 
 
 def requests(number):
@@ -174,64 +160,3 @@ def test_tokens_and_cost_are_those_of_the_usage():
     assert rule(games()[0], Reply(completion(opinion("A")), 0.1), Prices(2.5, None)).cost_usd is None
     no_usage = json.dumps({"choices": [{"message": {"content": opinion("A")}, "finish_reason": "stop"}]})
     assert read_completion(no_usage)[1:] == (0, 0, "")
-
-
-# calls
-
-
-def test_all_calls_are_answered_within_the_limit_of_calls_in_flight():
-    with JudgeServer(latency_s=0.05).running() as server:
-        replies = ask(server, requests(12), max_concurrency=3)
-    assert all(not reply.error and reply.seconds > 0.04 for reply in replies)
-    assert 2 <= server.most_in_flight <= 3
-    assert set(server.keys) == {f"Bearer {SECRET}"}
-
-
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_what_passes_is_tried_again(status):
-    fault = Fault(status, error("busy"), {"retry-after-ms": "1"})
-    with JudgeServer(lambda number, _: fault if number <= 2 else None).running() as server:
-        [reply] = ask(server, requests(1))
-    assert not reply.error and len(server.requests) == 3
-
-
-def test_retry_after_is_waited_for():
-    fault = Fault(429, error("slow down"), {"Retry-After": "1"})
-    with JudgeServer(lambda number, _: fault if number == 1 else None).running() as server:
-        [reply] = ask(server, requests(1))
-    assert reply.seconds >= 1.0 and not reply.error
-
-
-def test_a_call_that_fails_for_good_is_one_failed_row():
-    fault = Fault(500, error("broken"), {"retry-after-ms": "1"})
-    with JudgeServer(lambda _, request: fault if "text 1\n" in request["messages"][1]["content"] else None).running() as server:
-        replies = ask(server, requests(3))
-    assert [bool(reply.error) for reply in replies] == [False, True, False]
-    assert len(server.requests) == 2 + 3
-    assert why_stopped(replies) == ""
-    assert "no reply: Error code: 500" in rule(games()[0], replies[1], UNKNOWN).unscored
-
-
-@pytest.mark.parametrize(("status", "code"), [(401, "invalid_api_key"), (403, None), (404, "model_not_found"), (429, "insufficient_quota")])
-def test_a_refusal_of_all_calls_stops_after_one(status, code):
-    fault = Fault(status, error(f"key {SECRET} refused", code), {"retry-after-ms": "1"})
-    with JudgeServer(lambda number, _: fault).running() as server:
-        replies = ask(server, requests(5), max_retries=0)
-    assert len(server.requests) == 1
-    assert all(reply.fatal for reply in replies)
-    assert "refused" in why_stopped(replies)
-    assert SECRET not in repr(replies)
-
-
-def test_nobody_there_stops_after_one():
-    with JudgeServer().running() as server:
-        pass
-    replies = ask(server, requests(3), max_retries=1)
-    assert all(reply.fatal for reply in replies) and "Connection error" in why_stopped(replies)
-
-
-def test_a_bad_request_is_not_tried_again():
-    with JudgeServer(lambda number, _: Fault(400, error("too long"))).running() as server:
-        replies = ask(server, requests(2))
-    assert len(server.requests) == 2
-    assert "too long" in why_stopped(replies)

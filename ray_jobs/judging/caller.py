@@ -1,0 +1,278 @@
+"""One caller: many calls in flight at once, each sent in its moment, kept before it is read, repeated as its failure asks.
+
+Free of Ray: the limiter is reached through `Gate`, in this process or in an actor.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from ray_jobs.core.errors import StorageError
+from ray_jobs.judging.calls import Call, EndpointOptions, Prices, Reply
+from ray_jobs.judging.endpoint import Endpoint, Outcome, count_tokens, most_completion_tokens, most_prompt_tokens
+from ray_jobs.judging.ledger import Intent, Ledger
+from ray_jobs.judging.limiter import Ask, Grant, Lease, Limiter, Report
+
+T = TypeVar("T")
+LEASE_EVERY_S = 0.05
+"""Reports and asks of this time go in one block."""
+MOST_ASKS = 128
+ALIVE_S = 5.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
+CUT_FACTOR = 2
+"""A reply that was cut is asked for once more with so many times the tokens."""
+MOST_REFUSALS = 20
+"""Of one call: beyond, it is the call that does not fit, not the pace."""
+THREADS = 16
+
+
+class Gate(Protocol):
+    """The way to the limiter."""
+
+    async def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
+        """As Limiter.lease; a gate whose limiter is gone returns a stopped lease."""
+        ...
+
+
+class LocalGate:
+    """The way to a limiter in this process, which is the only one that calls."""
+
+    def __init__(self, limiter: Limiter):
+        self._limiter = limiter
+
+    async def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
+        """As Limiter.lease."""
+        now = time.monotonic()
+        self._limiter.beat(now)
+        return self._limiter.lease(caller, asks, reports, now)
+
+
+class _Permit(NamedTuple):
+    grant: Grant
+    moment: float
+
+
+class _Tries(NamedTuple):
+    """What one call has been through; `billed` sends may have been billed, and `tokens` surely were."""
+
+    request: dict[str, Any]
+    billed: int
+    failures: int = 0
+    refusals: int = 0
+    is_longer: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Caller:
+    """Answers calls.
+
+    Args:
+        name: tells callers apart.
+        window: calls in flight, at most.
+    """
+
+    def __init__(self, *, name: str, options: EndpointOptions, ledger: Ledger, gate: Gate, prices: Prices, window: int):
+        self._name, self._options, self._ledger, self._gate, self._prices = name, options, ledger, gate, prices
+        self._endpoint = Endpoint(options)
+        self._free = window
+        self._waiting: deque[tuple[Ask, asyncio.Future[_Permit | None]]] = deque()
+        self._reports: list[Report] = []
+        self._num_reports = self._num_told = self._num_open = 0
+        self._changed = asyncio.Event()
+        self._leasing: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._episode = -1
+        self._stopped = False
+
+    async def ask(self, call: Call) -> Reply | None:
+        """Return the reply to a call, or one with the error that it was given up for; None where all asking has stopped."""
+        self._num_open += 1
+        if self._leasing is None or self._leasing.done():
+            self._leasing = asyncio.get_running_loop().create_task(self._lease_blocks())
+        try:
+            kept = await self._in_thread(self._ledger.reply, call.key)
+            return kept if kept is not None or self._stopped else await self._answer(call)
+        except StorageError as error:  # read before anything was sent
+            self._report(Report("unsent", stop=str(error), is_storage=True), slot=False)
+            return None
+        finally:
+            self._num_open -= 1
+            self._changed.set()
+
+    async def settle(self) -> None:
+        """Wait until the limiter knows all that has happened so far."""
+        target = self._num_reports
+        while self._num_told < target:
+            await asyncio.sleep(LEASE_EVERY_S / 2)
+
+    async def _answer(self, call: Call) -> Reply | None:
+        before = await self._in_thread(self._ledger.intent, call.key)
+        tries = _Tries(call.request, before.sends)
+        while True:
+            ask = _ask_for(tries.request, self._prices)._replace(is_again=tries.failures + tries.refusals + tries.is_longer > 0)
+            permit = await self._permit(ask)
+            if permit is None:
+                return None
+            refused = await self._prepare(call, ask, permit, tries)
+            if refused is not None:
+                self._report(refused)
+                continue
+            outcome = await self._endpoint.send(tries.request)
+            report, tries, wait_s = self._judge(outcome, ask, permit.grant, tries)
+            if report.result in {"ok", "gave_up"}:
+                return await self._finish(call, outcome, report, tries)
+            self._report(report)
+            await asyncio.sleep(wait_s)
+
+    async def _prepare(self, call: Call, ask: Ask, permit: _Permit, tries: _Tries) -> Report | None:
+        """Write the intent and wait for the moment; return a report where the request must not leave."""
+        intent = Intent(tries.billed + 1, ask.prompt_tokens, ask.most_completion_tokens, _worst_usd(tries.request, self._prices))
+        try:
+            await self._in_thread(self._ledger.intend, call.key, intent)
+        except StorageError as error:
+            return Report("unsent", ask, permit.grant, stop=str(error), is_storage=True)
+        await asyncio.sleep(permit.moment - time.monotonic())
+        is_paused = permit.grant.episode <= self._episode  # refused since: this moment lies in the pause
+        return Report("unsent", ask, permit.grant) if is_paused or self._stopped else None
+
+    def _judge(self, outcome: Outcome, ask: Ask, grant: Grant, tries: _Tries) -> tuple[Report, _Tries, float]:
+        """Return what to report, the call's history with it, and how long to wait before the call asks again."""
+        is_billed = outcome.prompt_tokens + outcome.completion_tokens > 0
+        report = Report(
+            "ok",
+            ask,
+            grant,
+            outcome.prompt_tokens,
+            outcome.completion_tokens,
+            is_estimated=outcome.is_estimated,
+            usd=self._prices.cost(outcome.prompt_tokens, outcome.completion_tokens) if is_billed else 0.0,
+            may_be_billed=outcome.may_be_billed,
+            is_doubtful=tries.billed > 0 and not tries.is_longer,
+            wait_s=outcome.told.wait_s,
+            requests_per_minute=outcome.told.requests_per_minute,
+            tokens_per_minute=outcome.told.tokens_per_minute,
+            error=outcome.error,
+            is_unreachable=outcome.is_unreachable,
+            is_of_row=outcome.is_of_row,
+        )
+        tries = tries._replace(
+            billed=tries.billed + (is_billed or outcome.may_be_billed),
+            prompt_tokens=tries.prompt_tokens + outcome.prompt_tokens,
+            completion_tokens=tries.completion_tokens + outcome.completion_tokens,
+        )
+        if outcome.kind == "cut" and self._options.repeats_cut and not tries.is_longer:
+            return report._replace(result="failed", retry=True), tries._replace(request=_longer(tries.request), is_longer=True), 0.0
+        if outcome.kind == "refused":
+            self._episode = max(self._episode, grant.episode)
+            tries = tries._replace(refusals=tries.refusals + 1)
+            return report._replace(result="refused" if tries.refusals <= MOST_REFUSALS else "gave_up"), tries, 0.0
+        if outcome.kind == "failed":
+            tries = tries._replace(failures=tries.failures + 1)
+            if tries.failures <= self._options.max_retries:
+                return report._replace(result="failed", retry=True), tries, _backoff(tries.failures, outcome.told.wait_s)
+        if outcome.kind in {"failed", "row", "fatal"}:
+            return report._replace(result="gave_up", stop=outcome.error if outcome.kind == "fatal" else ""), tries, 0.0
+        return report, tries, 0.0
+
+    async def _finish(self, call: Call, outcome: Outcome, report: Report, tries: _Tries) -> Reply:
+        tokens = (tries.prompt_tokens, tries.completion_tokens)
+        usd = self._prices.cost(*tokens) if sum(tokens) else 0.0
+        reply = Reply(outcome.body, outcome.seconds, outcome.error, *tokens, outcome.is_estimated, outcome.model, usd)
+        if not reply.error:
+            try:
+                earlier = await self._in_thread(self._ledger.reply, call.key)
+                if earlier is None:
+                    await self._in_thread(self._ledger.keep, call.key, reply)
+                report, reply = report._replace(paid_twice=earlier is not None), earlier or reply
+            except StorageError as error:
+                report = report._replace(stop=str(error), is_storage=True)
+        self._report(report)
+        return reply
+
+    def _permit(self, ask: Ask) -> "asyncio.Future[_Permit | None]":
+        """Return a future permit; what is sent again goes first."""
+        future: asyncio.Future[_Permit | None] = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            future.set_result(None)
+        elif ask.is_again:
+            self._waiting.appendleft((ask, future))
+        else:
+            self._waiting.append((ask, future))
+        self._changed.set()
+        return future
+
+    def _report(self, report: Report, *, slot: bool = True) -> None:
+        self._free += slot
+        self._num_reports += 1
+        self._reports.append(report)
+        self._changed.set()
+
+    async def _lease_blocks(self) -> None:
+        """Trade reports and asks for grants as long as calls are open; an error ends the calls that wait, and is theirs."""
+        try:
+            while self._num_open or self._reports:
+                await self._lease_block()
+        except Exception as error:
+            while self._waiting:
+                self._waiting.popleft()[1].set_exception(error)
+            raise
+
+    async def _lease_block(self) -> None:
+        self._changed.clear()
+        number = 0 if self._stopped else min(self._free, MOST_ASKS, len(self._waiting))
+        block = [self._waiting.popleft() for _ in range(number)]
+        reports, self._reports = self._reports, []
+        try:
+            lease = await self._gate.lease(self._name, [ask for ask, _ in block], reports)
+        except Exception:
+            self._waiting.extendleft(reversed(block))
+            raise
+        self._num_told += len(reports)
+        self._waiting.extendleft(reversed(block[len(lease.grants) :]))
+        for (_, future), grant in zip(block, lease.grants, strict=False):
+            self._free -= 1
+            future.set_result(_Permit(grant, time.monotonic() + grant.delay_s))
+        if lease.stopped:
+            self._stop()
+        await self._wait(lease)
+
+    async def _wait(self, lease: Lease) -> None:
+        await asyncio.sleep(LEASE_EVERY_S)
+        is_wanted = bool(self._waiting) and self._free > 0
+        if self._num_open and not self._reports:
+            with contextlib.suppress(TimeoutError):
+                wait_s = lease.wait_s if is_wanted else ALIVE_S
+                await asyncio.wait_for(self._changed.wait(), max(wait_s - LEASE_EVERY_S, 0.001))
+
+    def _stop(self) -> None:
+        self._stopped = True
+        while self._waiting:
+            self._waiting.popleft()[1].set_result(None)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _ask_for(request: dict[str, Any], prices: Prices) -> Ask:
+    return Ask(count_tokens(request), most_completion_tokens(request), _worst_usd(request, prices) or 0.0)
+
+
+def _worst_usd(request: dict[str, Any], prices: Prices) -> float | None:
+    return prices.cost(most_prompt_tokens(request), most_completion_tokens(request))
+
+
+def _longer(request: dict[str, Any]) -> dict[str, Any]:
+    named = {name: CUT_FACTOR * request[name] for name in ("max_tokens", "max_completion_tokens") if request.get(name)}
+    return {**request, **named}
+
+
+def _backoff(failures: int, told_s: float | None) -> float:
+    if told_s is not None:
+        return min(told_s, LONGEST_BACKOFF_S)
+    return min(FIRST_BACKOFF_S * 2.0 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)

@@ -1,0 +1,44 @@
+"""Calls to an endpoint from this process alone, without Ray: the same limiter, ledger and repeats."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from ray_jobs.judging.caller import Caller, LocalGate
+from ray_jobs.judging.calls import Call, EndpointOptions, Limits, Prices, Reply
+from ray_jobs.judging.ledger import Ledger, Spent
+from ray_jobs.judging.limiter import Limiter
+
+
+def ask_here(
+    calls: list[Call],
+    *,
+    endpoint: EndpointOptions,
+    ledger: Ledger,
+    limits: Limits,
+    prices: Prices | None = None,
+    limiter: Limiter | None = None,
+    on_reply: Callable[[Call, Reply], None] = lambda call, reply: None,
+) -> Limiter:
+    """Ask every call, and return the limiter, which knows the counters and why it stopped, if it did.
+
+    Args:
+        limiter: none is one without a budget.
+        on_reply: told of each reply as it comes, also of those that the ledger has and those that are errors.
+    """
+    chosen = limiter or Limiter(limits, None, Spent(), now=time.monotonic())
+
+    async def run() -> None:
+        gate = LocalGate(chosen)
+        caller = Caller(name="here", options=endpoint, ledger=ledger, gate=gate, prices=prices or Prices(), window=limits.max_concurrency)
+
+        async def one(call: Call) -> None:
+            reply = await caller.ask(call)
+            if reply is not None:
+                await asyncio.to_thread(on_reply, call, reply)
+
+        await asyncio.gather(*map(one, calls))
+        await caller.settle()
+
+    asyncio.run(run())
+    return chosen

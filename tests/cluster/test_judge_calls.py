@@ -1,0 +1,128 @@
+"""Judge calls by actors of a real cluster: one limit for all, and drivers, callers and limiters that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from judge_server import JudgeServer, Window
+from pydantic import SecretStr
+
+from ray_jobs.core.errors import ConfigError
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.calls import Budget, EndpointOptions, Limits, Prices, make_call
+from ray_jobs.judging.ledger import Ledger
+from ray_jobs.judging.ray_calls import ask
+
+pytestmark = pytest.mark.cluster
+NUM, IN_FLIGHT = 40, 4
+HERE = [str(folder) for folder in Path(__file__).parents[:2]]
+DRIVER = """
+import sys
+sys.path[:0] = sys.argv[3:]
+from ray_jobs.core.cluster import connect
+from test_judge_calls import judge
+with connect():
+    judge(sys.argv[1], sys.argv[2])
+"""
+
+
+def calls_to(url, number=NUM):
+    def request(i):
+        text = f"<answer_a_1>\n{'x' * i}\n</answer_a_1><answer_b_1>\nxxxx\n</answer_b_1>"
+        return {"model": "stub-1", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
+
+    return [make_call(request(i), base_url=url) for i in range(number)]
+
+
+def judge(url, folder, *, number=NUM, limits=None, num_callers=2, **options):
+    endpoint = EndpointOptions(SecretStr("sk-test"), url, 30.0, 2)
+    limits = limits or Limits(requests_per_minute=1800, max_concurrency=IN_FLIGHT)
+    options = {"prices": Prices(1.0, 2.0), "budget": None, **options}
+    calls = calls_to(url, number)
+    return ask(calls, endpoint=endpoint, ledger=Ledger(Storage(folder)), limits=limits, num_callers=num_callers, title="judge", **options)
+
+
+def winners(asked, url, number=NUM):
+    bodies = [json.loads(asked.replies[call.key].body) for call in calls_to(url, number)]
+    return [json.loads(body["choices"][0]["message"]["content"])["winner"] for body in bodies]
+
+
+FAULTLESS = ["B"] * 4 + ["tie"] + ["A"] * (NUM - 5)
+
+
+def wait_until(condition, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_drivers_killed_at_a_quarter_a_half_and_three_quarters_pay_again_only_for_what_was_in_flight(ray_cluster, tmp_path):
+    with JudgeServer(latency_s=0.2).running() as server:
+        for share in (0.25, 0.5, 0.75):
+            arguments = [sys.executable, "-c", DRIVER, server.url, str(tmp_path / "replies"), *HERE]
+            driver = subprocess.Popen(arguments, env=os.environ)
+            try:
+                wait_until(lambda: len(server.requests) >= share * NUM)  # noqa: B023
+            finally:
+                driver.send_signal(signal.SIGKILL)
+                driver.wait()
+            at_kill = len(server.requests)
+            time.sleep(3)
+            settled = len(server.requests)
+            assert settled < NUM + 3 * IN_FLIGHT, "callers go on without a driver"
+            time.sleep(1)
+            assert len(server.requests) == settled and at_kill <= settled
+        asked = judge(server.url, str(tmp_path / "replies"))
+        paid_twice = len(server.requests) - NUM
+    assert winners(asked, server.url) == FAULTLESS
+    assert 0 <= paid_twice <= 3 * IN_FLIGHT
+    assert asked.counters.planned == NUM == asked.counters.cached + asked.counters.ok
+    assert asked.counters.possibly_paid_twice <= 3 * IN_FLIGHT
+    assert paid_twice <= Ledger(Storage(str(tmp_path / "replies"))).spent().calls - NUM, "what may have been billed is counted"
+
+
+def test_a_caller_and_the_limiter_that_die_are_replaced(ray_cluster, tmp_path):
+    def kill(name):
+        mine = psutil.Process().children(recursive=True)  # of this session's own cluster alone
+        [process, *_] = [process for process in mine if name in " ".join(process.cmdline())]
+        process.kill()
+
+    def kill_both():
+        for name, number in (("_LimiterActor", NUM // 4), ("MapBatches(_Caller)", NUM // 2)):
+            wait_until(lambda: len(server.requests) >= number)  # noqa: B023
+            kill(name)
+
+    with JudgeServer(latency_s=0.2).running() as server:
+        killer = threading.Thread(target=kill_both)
+        killer.start()
+        asked = judge(server.url, str(tmp_path / "replies"))
+        killer.join()
+        assert winners(asked, server.url) == FAULTLESS and not asked.stopped
+        assert len(server.requests) <= NUM + 2 * IN_FLIGHT
+
+
+def test_callers_keep_to_one_limit_and_one_budget(ray_cluster, tmp_path):
+    with JudgeServer(latency_s=0.1, window=Window(20)).running() as server:
+        asked = judge(server.url, str(tmp_path / "a"), limits=Limits())
+        assert asked.counters.ok == NUM and server.num_refused == asked.counters.rate_limited <= NUM // 20 + 2
+        assert asked.models == {"stub-1": NUM}
+        before = len(server.requests)
+        asked = judge(server.url, str(tmp_path / "b"), limits=Limits(), budget=Budget(calls=7))
+        assert asked.counters.ok == 7 == len(asked.replies) and "budget of 7 calls is spent" in asked.stopped
+        assert len(server.requests) - before == 7 + asked.counters.rate_limited
+        again = judge(server.url, str(tmp_path / "a"), budget=Budget(calls=1))
+        assert again.counters.cached == NUM and again.counters.sent == 0 and not again.stopped
+
+
+def test_what_cannot_work_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="without prices"):
+        judge("http://127.0.0.1:9/v1", str(tmp_path), budget=Budget(usd=1.0), prices=Prices())
+    assert judge("http://127.0.0.1:9/v1", str(tmp_path), number=0).replies == {}

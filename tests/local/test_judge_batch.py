@@ -1,0 +1,130 @@
+"""The provider's batch endpoint as a second way to the same ledger: half price, one batch, found again whoever was killed when."""
+
+import json
+
+import pytest
+from batch_server import BatchServer
+from pydantic import SecretStr
+
+from ray_jobs.core.errors import EndpointError
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.batch import ask_batch
+from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Prices, make_call
+from ray_jobs.judging.ledger import Ledger
+
+NUM = 6
+SECRET = "sk-batch-1c"
+PRICES = Prices(1.0, 2.0)
+HALF = 0.5 * 200e-6
+OK = Counters(sent=NUM, ok=NUM, prompt_tokens=100 * NUM, completion_tokens=50 * NUM, usd=pytest.approx(NUM * HALF))
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing of ours catches it."""
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(Storage(str(tmp_path / "replies")))
+
+
+def calls_to(number=NUM):
+    def request(i):
+        text = f"<answer_a_1>\n{'x' * i}\n</answer_a_1><answer_b_1>\nxxxx\n</answer_b_1>"
+        return {"model": "stub-1", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
+
+    return [make_call(request(i), base_url="here") for i in range(number)]
+
+
+def ask(server, ledger, *, budget=None, number=NUM, on_progress=lambda done, total, note: None):
+    endpoint = EndpointOptions(SecretStr(SECRET), server.url, 30.0, 1)
+    calls = [call for call in calls_to(number) if ledger.reply(call.key) is None]
+    return ask_batch(calls, endpoint=endpoint, ledger=ledger, budget=budget, prices=PRICES, on_progress=on_progress, poll_s=0.01)
+
+
+def winner(reply):
+    return json.loads(json.loads(reply.body)["choices"][0]["message"]["content"])["winner"]
+
+
+def test_a_batch_answers_all_at_half_the_price_and_is_kept(ledger, tmp_path):
+    with BatchServer().running() as server:
+        asked = ask(server, ledger)
+        assert asked.counters == OK and not asked.stopped
+        assert [winner(asked.replies[call.key]) for call in calls_to()] == ["B"] * 4 + ["tie", "A"]
+        assert ask(server, ledger).counters == Counters(usd=0)
+    assert len(server.batches) == 1 and ledger.spent().usd == OK.usd and ledger.spent().calls == NUM
+    assert not any(SECRET in path.read_text() for path in tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("moment", ["uploaded", "made", "waiting"])
+def test_a_killed_run_finds_its_batch_again_and_pays_no_second_one(ledger, moment):
+    def kill(done, total, note):
+        raise Killed
+
+    with BatchServer(looks=3).running() as server:
+        if moment == "waiting":
+            with pytest.raises(Killed):
+                ask(server, ledger, on_progress=kill)
+        else:
+            _leave_after(server, ledger, moment)
+        assert ledger.spent().calls == NUM, "what is out may be billed"
+        asked = ask(server, ledger)
+        assert asked.counters.ok == NUM and not asked.stopped
+    assert len(server.batches) == 1 and sorted(server.billed) == sorted(call.key for call in calls_to())
+    assert ledger.spent().usd == OK.usd
+
+
+def _leave_after(server, ledger, moment):
+    """Leave the ledger as a run does that is killed before the batch's id is written: with the batch made, or not yet."""
+    record = None
+
+    def spoil(method, path):
+        nonlocal record
+        folder = ledger.folder.sub("batches")
+        if (method, path) == ("POST", "/v1/batches"):
+            [name] = folder.names()
+            record = (folder, name, folder.read_json(name))
+            if moment == "uploaded":
+                raise ConnectionError("killed here")
+
+    server.hook = spoil
+    if moment == "uploaded":
+        with pytest.raises(EndpointError, match="the same command goes on"):
+            ask(server, ledger)
+    else:
+        with pytest.raises(Killed):
+            ask(server, ledger, on_progress=_killed)
+        folder, name, before = record
+        folder.write_json(name, before)
+    server.hook = lambda method, path: None
+
+
+def _killed(done, total, note):
+    raise Killed
+
+
+def test_an_expired_batch_bills_what_it_finished_and_the_rest_is_asked_next(ledger):
+    with BatchServer(num_answered=4).running() as server:
+        asked = ask(server, ledger)
+        assert asked.counters.ok == 4 and "2 calls were not answered before their batch expired" in asked.stopped
+        assert ledger.spent().calls == 4 and ledger.spent().usd == pytest.approx(4 * HALF)
+        server.num_answered = None
+        assert ask(server, ledger).counters.ok == 2
+    assert sorted(server.billed) == sorted(call.key for call in calls_to())
+
+
+def test_a_text_that_is_refused_is_an_unscored_row(ledger):
+    with BatchServer(refuses=lambda request: "\nxx\n<" in request["messages"][0]["content"]).running() as server:
+        asked = ask(server, ledger)
+    assert asked.counters.ok == NUM - 1 and asked.counters.unscored == 1 and not asked.stopped
+    [failed] = [reply for reply in asked.replies.values() if reply.error]
+    assert "400 - content filter" in failed.error and ledger.spent().calls == NUM - 1
+
+
+def test_a_budget_is_kept_before_anything_is_handed_over(ledger):
+    with BatchServer().running() as server:
+        asked = ask(server, ledger, budget=Budget(calls=4))
+        assert asked.counters.ok == 4 and "the budget leaves 4 of 6 calls" in asked.stopped
+        asked = ask(server, ledger, budget=Budget(usd=4 * HALF))
+        assert asked.counters.sent == 0 and "leaves 0 of 2" in asked.stopped
+    assert len(server.batches) == 1
