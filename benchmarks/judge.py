@@ -37,11 +37,12 @@ WRONG_CALLS = 400
 TOKENS_PER_CALL = 347
 """Mean of the prompts' and the stub's completions, as a user would find out by a trial."""
 OURS = "raystill"
+WITHOUT_RAY = "raystill-here"
 PLAIN = ("naive-16", "naive-64", "paced-1.00", "paced-0.97")
 PEERS = ("ray-http", "ray-http-tuned", "inspect", "inspect-tuned", "curator-headers", "curator-told")
 SYSTEMS = {
-    "utilisation": (*PLAIN, *PEERS, OURS),
-    "wrong-settings": ("fixed-8", "naive-64", "paced-0.97", "inspect", "curator-headers", OURS),
+    "utilisation": (*PLAIN, *PEERS, WITHOUT_RAY, OURS),
+    "wrong-settings": ("fixed-8", "naive-64", "paced-0.97", "inspect", "curator-headers", WITHOUT_RAY, OURS),
     "workers": ("paced-0.97", "paced-split", "ray-http-tuned", OURS),
 }
 CALLERS = (1, 2, 4)
@@ -70,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inspect-python", default="/tmp/judgevenv-inspect/bin/python", help="interpreter that has inspect_ai")
     parser.add_argument("--curator-python", default="/tmp/judgevenv-curator/bin/python", help="interpreter that has bespokelabs-curator")
+    parser.add_argument("--address", help="run what needs Ray in this cluster; default: each starts its own, whose cost is then counted")
     parser.add_argument("--tests", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--cells", nargs="+", default=[*CELLS, *WRONG], choices=[*CELLS, *WRONG])
     parser.add_argument("--systems", nargs="+", help="default: all of the test")
@@ -96,6 +98,7 @@ def run(stub: Any, test: str, case: Row, options: argparse.Namespace, *, turn: s
     told = {name: cell.get(name) for name in ("requests_per_minute", "tokens_per_minute", "latency_s")}
     n = WRONG_CALLS if test == "wrong-settings" else options.calls
     settings = {**{key: value for key, value in case.items() if value}, **told, "n": n, "tokens_per_call": TOKENS_PER_CALL}
+    settings |= {"address": options.address} if options.address else {}
     pythons = {"inspect": options.inspect_python, "curator": options.curator_python}
     python = pythons.get(case["system"].split("-")[0], sys.executable)
     found = run_contestant(stub, cell, settings, python=python, longest_s=options.longest_s)
@@ -124,8 +127,8 @@ def grouped(runs: list[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 def utilisation_table(runs: list[Row]) -> str:
     """Return Markdown: each system's share of the limit, its losses and its price."""
     lines = [
-        "| cell | client | of the limit, % | rows lost | 429s per 100 | paid twice | start-up, s | CPU s per 1,000 | peak, MiB | runs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| cell | client | of the limit, % | rows lost | 429s per 100 | paid twice | start-up, s | CPU s/1,000 | peak, MiB | load | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (cell, system), rows in grouped(runs, "cell", "system").items():
         figures = [
@@ -136,6 +139,7 @@ def utilisation_table(runs: list[Row]) -> str:
             middle([row["startup_s"] for row in rows]),
             middle([1000 * row["cpu_s"] / max(row["replied"], 1) for row in rows]),
             f"{max(row['peak_bytes'] for row in rows) / 2**20:.0f}",
+            middle([row["load"] for row in rows]),
         ]
         lines.append(f"| {cell} | {system} | {' | '.join(figures)} | {len(rows)} |")
     return "\n".join(lines)
@@ -206,16 +210,16 @@ def callers_table(runs: list[Row]) -> str:
 def goals(runs: list[Row]) -> list[str]:
     """Return a line for each cell in which raystill ran: its share of the best paced loop's rate in the same turn."""
     lines = []
-    for (cell,), rows in grouped(runs, "cell").items():
-        by_turn = {(row["system"], row["turn"]): row for row in rows}
-        pairs = [(row, by_turn[BAR, turn]) for (system, turn), row in by_turn.items() if system == OURS and (BAR, turn) in by_turn]
+    for (cell, system), rows in grouped([row for row in runs if row["system"] in (OURS, WITHOUT_RAY)], "cell", "system").items():
+        bars = {row["turn"]: row for row in runs if row["cell"] == cell and row["system"] == BAR}
+        pairs = [(row, bars[row["turn"]]) for row in rows if row["turn"] in bars]
         if pairs:
-            share = statistics.median(utilisation(ours) / utilisation(bar) for ours, bar in pairs)
-            refused = statistics.median(100 * ours["refused"] / max(ours["replied"], 1) for ours, _ in pairs)
+            shares = [100 * utilisation(ours) / utilisation(bar) for ours, bar in pairs]
+            refused = [100 * ours["refused"] / max(ours["replied"], 1) for ours, _ in pairs]
             missing = max(ours["n"] - ours["answered"] for ours, _ in pairs)
-            met = share >= 0.95 and refused <= 5 and missing == 0
+            met = statistics.median(shares) >= 95 and statistics.median(refused) <= 5 and missing == 0
             lines.append(
-                f"- {cell}: {share:.0%} of {BAR}, {refused:.1f} 429s per 100, {missing} rows lost; "
+                f"- {cell}, {system}: {middle(shares)}% of {BAR}, {middle(refused, 1)} 429s per 100, {missing} rows lost; "
                 f"aimed at: at least 95%, at most 5, 0; {'met' if met else 'missed'}"
             )
     return lines

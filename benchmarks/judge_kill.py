@@ -35,7 +35,8 @@ ORPHANS_S = 5.0
 def main() -> None:
     options = arguments()
     if options.turns:
-        with running_stub() as stub, cluster() as address:
+        given = contextlib.nullcontext(options.address) if options.address else cluster()
+        with running_stub() as stub, given as address:
             served = prove_fast_enough(stub, STUB["requests_per_minute"] / 60)
             for turn in range(options.turns):
                 for system in options.systems:
@@ -49,11 +50,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inspect-python", default="/tmp/judgevenv-inspect/bin/python", help="interpreter that has inspect_ai")
     parser.add_argument("--curator-python", default="/tmp/judgevenv-curator/bin/python", help="interpreter that has bespokelabs-curator")
+    parser.add_argument("--address", help="of a running Ray cluster; default: one is started")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--victims", nargs="+", default=["driver", "worker"], choices=["driver", "worker"])
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="of the calls, billed before the kill")
     parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--longest-s", type=float, default=120.0, help="a run is ended after so long")
+    parser.add_argument("--longest-s", type=float, default=240.0, help="a run is ended after so long")
     parser.add_argument("--turns", type=int, default=1, help="0 only prints the table of --out")
     parser.add_argument("--out", type=Path, default=Path("judge_kill.jsonl"), help="raw results, one JSON line a kill; added to")
     return parser.parse_args()
@@ -67,7 +69,10 @@ def cluster() -> Iterator[str]:
     process = subprocess.Popen(command, cwd=ROOT, env=process_environment(1), text=True, **pipes)
     tree = Tree(process.pid)
     try:
-        yield json.loads(process.stdout.readline())["address"]
+        line = process.stdout.readline()
+        if not line:
+            sys.exit("the Ray cluster did not start: see above")
+        yield json.loads(line)["address"]
     finally:
         tree.kill()
         process.wait()
@@ -83,7 +88,12 @@ def kill_once(stub: Stub, address: str, options: argparse.Namespace, case: Row, 
         settings = {**case, **told, "n": options.calls, "tokens_per_call": TOKENS_PER_CALL, "url": stub.url, "folder": folder}
         settings |= {"address": address} if case["system"] in ON_RAY else {}
         process = start(settings, python=python, errors=errors)
-        wait_for_bill(stub, process, case["share"] * options.calls, options.longest_s)
+        if not wait_for_bill(stub, process, case["share"] * options.calls, options.longest_s):
+            process.kill()
+            errors.seek(0)
+            sys.exit(
+                f"{case} cannot be killed in mid-run: {stub.stats()['billed']} calls were billed and no more came\n{errors.read()[-2000:]}"
+            )
         found = strike(stub, process, case["victim"])
         if case["victim"] == "driver":
             process.wait()
@@ -98,15 +108,12 @@ def kill_once(stub: Stub, address: str, options: argparse.Namespace, case: Row, 
     add_result(options.out, run)
 
 
-def wait_for_bill(stub: Stub, process: subprocess.Popen, calls: float, longest_s: float) -> None:
+def wait_for_bill(stub: Stub, process: subprocess.Popen, calls: float, longest_s: float) -> bool:
+    """Return whether so many calls were billed in time, by a process that still runs."""
     end = time.monotonic() + longest_s
-    while stub.stats()["billed"] < calls:
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            sys.exit(
-                f"{stub.stats()['billed']} calls were billed when {calls:g} were to be, and then nothing more came: cannot kill in mid-run"
-            )
+    while stub.stats()["billed"] < calls and process.poll() is None and time.monotonic() < end:
         time.sleep(LOOK_S)
+    return process.poll() is None and stub.stats()["billed"] >= calls
 
 
 def strike(stub: Stub, process: subprocess.Popen, victim: str) -> Row:

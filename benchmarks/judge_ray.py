@@ -19,6 +19,8 @@ OBJECT_STORE_BYTES = 100 * 2**20
 BLOCK_ROWS = 8
 TUNED_ACTORS = 4
 SPARE_S = 0.5
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ.setdefault("RAY_worker_niceness", "0")  # else workers are 15 nicer than the clients that they are compared with
 
 
 def tuned(settings: Settings, actors: int) -> tuple[int, int]:
@@ -94,31 +96,43 @@ def checkpointed(processor: Any, items: list[dict[str, Any]], folder: Path) -> i
 
 def raystill(settings: Settings) -> int:
     """Ask as `raystill judge` does, with no limit told; return the calls that have a reply."""
-    from pydantic import SecretStr
-
-    from ray_jobs.core.storage import Storage
-    from ray_jobs.judging.calls import EndpointOptions, Limits, Prices, make_call
-    from ray_jobs.judging.ledger import Ledger
+    from ray_jobs.judging.calls import Prices
     from ray_jobs.judging.ray_calls import ask
 
     connect(settings)
-    calls = [make_call(request(prompt), base_url=settings["url"]) for prompt in prompts(settings["n"])]
-    asked = ask(
-        calls,
-        endpoint=EndpointOptions(api_key=SecretStr(KEY), base_url=settings["url"]),
-        ledger=Ledger(Storage(settings["folder"])),
-        limits=Limits(),
-        prices=Prices(),
-        num_callers=settings.get("callers", 1),
-        title="judge",
-    )
+    calls, options = raystill_calls(settings)
+    asked = ask(calls, **options, prices=Prices(), num_callers=settings.get("callers", 1), title="judge")
     return sum(not reply.error for reply in asked.replies.values())
+
+
+def raystill_here(settings: Settings) -> int:
+    """The same limiter and ledger in this process, without Ray."""
+    from ray_jobs.judging.here import ask_here
+
+    calls, options = raystill_calls(settings)
+    replies = []
+    ask_here(calls, **options, on_reply=lambda _, reply: replies.append(reply))
+    return sum(not reply.error for reply in replies)
+
+
+def raystill_calls(settings: Settings) -> tuple[list[Any], dict[str, Any]]:
+    """Return the calls, and where and how they are asked."""
+    from pydantic import SecretStr
+
+    from ray_jobs.core.storage import Storage
+    from ray_jobs.judging.calls import EndpointOptions, Limits, make_call
+    from ray_jobs.judging.ledger import Ledger
+
+    calls = [make_call(request(prompt), base_url=settings["url"]) for prompt in prompts(settings["n"])]
+    endpoint = EndpointOptions(api_key=SecretStr(KEY), base_url=settings["url"])
+    return calls, {"endpoint": endpoint, "ledger": Ledger(Storage(settings["folder"])), "limits": Limits()}
 
 
 def hold_cluster() -> None:
     import ray
 
-    print(json.dumps({"address": ray.init(**local(), log_to_driver=False).address_info["address"]}), flush=True)
+    ray.init(**local(), log_to_driver=False)
+    print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
     sys.stdin.read()
 
 

@@ -23,8 +23,10 @@ from benchmarks.turns import process_environment
 ROOT = Path(__file__).parents[1]
 LOOK_S = 0.1
 PROOF_S = 3.0
+PROOF_TRIES = 3
 PROOF_AT_ONCE = 32
 TIMES_FASTER = 10
+LONGEST_START_S = 180.0
 Row = dict[str, Any]
 
 
@@ -75,10 +77,13 @@ def running_stub() -> Iterator[Stub]:
 
 
 def prove_fast_enough(stub: Stub, limit_per_s: float, *, seconds: float = PROOF_S) -> float:
-    """Return the calls a second that the stub serves without a limit; end where it is less than ten times what is tested."""
-    stub.begin({"latency_s": 0.0})
-    asyncio.run(_hammer(stub, seconds))
-    served = stub.stats()["served_per_s"]
+    """Return the calls a second that the stub serves without a limit; end where no try has ten times what is tested."""
+    served = 0.0
+    for _ in range(PROOF_TRIES):
+        if served < TIMES_FASTER * limit_per_s:
+            stub.begin({"latency_s": 0.0})
+            asyncio.run(_hammer(stub, seconds))
+            served = stub.stats()["served_per_s"]
     if served < TIMES_FASTER * limit_per_s:
         sys.exit(
             f"the stub serves {served:.0f} calls/s on this machine now, less than {TIMES_FASTER} times the {limit_per_s:g}/s tested: "
@@ -150,7 +155,7 @@ def run_contestant(stub: Stub, stub_settings: Row, settings: Row, *, python: str
             time.sleep(LOOK_S)
             if first_call is None and stub.stats()["asked"]:
                 first_call = time.monotonic()
-            if time.monotonic() - (first_call or began) > longest_s:
+            if time.monotonic() > (began + LONGEST_START_S if first_call is None else first_call + longest_s):
                 finished = False
                 break
         found = stub.stats()

@@ -106,7 +106,10 @@ class Judge:
 
     async def answer(self, request: web.Request) -> web.Response:
         """Let a call in and reply after the latency, or refuse it."""
-        body = await request.json()
+        try:
+            body = await request.json()
+        except ConnectionResetError:  # a client that was killed while it sent
+            return web.Response(status=400)
         messages = json.dumps(body["messages"], sort_keys=True)
         key = hashlib.sha256(messages.encode()).hexdigest()
         chance = random.Random(f"{self.settings.seed} {key}")

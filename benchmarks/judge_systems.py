@@ -140,6 +140,7 @@ SYSTEMS: dict[str, Callable[[Settings], int]] = {
     "ray-http-tuned": lambda settings: on_ray("http_processor", settings, is_tuned=True),
     "ray-http-checkpoint": lambda settings: on_ray("http_processor", settings, is_tuned=True, checkpoint=True),
     "raystill": lambda settings: on_ray("raystill", settings),
+    "raystill-here": lambda settings: on_ray("raystill_here", settings),
     "inspect": inspect,
     "inspect-tuned": lambda settings: inspect(settings, at_once=20),
     "inspect-cache": lambda settings: inspect(settings, cache=True),

@@ -132,7 +132,7 @@ def test_a_contestants_run_has_its_own_word_and_the_stubs(stub):
     row = {**found, "test": "utilisation", "turn": "0", "callers": None}
     assert "| c | paced-0.97 | " in judge.utilisation_table([row])
     assert judge.goals([row, {**row, "system": "raystill"}]) == [
-        "- c: 100% of paced-0.97, 0.0 429s per 100, 0 rows lost; aimed at: at least 95%, at most 5, 0; met"
+        "- c, raystill: 100% of paced-0.97, 0.0 429s per 100, 0 rows lost; aimed at: at least 95%, at most 5, 0; met"
     ]
 
 
