@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from benchmarks.judge import TOKENS_PER_CALL
-from benchmarks.judge_runs import ROOT, Stub, Tree, middle, prove_fast_enough, running_stub, start
+from benchmarks.judge_runs import ROOT, Stub, Tree, middle, prove_fast_enough, running_stub, start, told_lines
 from benchmarks.turns import add_result, process_environment, results
 
 Row = dict[str, Any]
@@ -141,7 +141,7 @@ def caller_of(stub: Stub) -> int:
 def finish(process: subprocess.Popen, longest_s: float) -> list[str]:
     """Return the lines that a contestant prints; none where it had to be ended or failed."""
     try:
-        lines = process.communicate(timeout=longest_s)[0].strip().splitlines()
+        lines = told_lines(process.communicate(timeout=longest_s)[0])
     except subprocess.TimeoutExpired:
         Tree(process.pid).kill()
         process.communicate()

@@ -160,7 +160,7 @@ def run_contestant(stub: Stub, stub_settings: Row, settings: Row, *, python: str
                 break
         found = stub.stats()
         tree.kill()
-        lines = process.stdout.read().strip().splitlines()
+        lines = told_lines(process.stdout.read())
         process.wait()
         errors.seek(0)
         if finished and process.returncode:
@@ -168,6 +168,11 @@ def run_contestant(stub: Stub, stub_settings: Row, settings: Row, *, python: str
     told = json.loads(lines[-1]) if lines and finished and not process.returncode else {"answered": found["replied"]}
     facts = {"finished": finished, "startup_s": (first_call or began) - began, "cpu_s": tree.cpu_s, "peak_bytes": tree.peak_bytes}
     return {**settings, "stub": stub_settings, **found, **told, **facts, "load": os.getloadavg()[0]}
+
+
+def told_lines(output: str) -> list[str]:
+    """Return the lines that are JSON objects: libraries print of their own accord."""
+    return [line for line in output.splitlines() if line.startswith("{")]
 
 
 def middle(values: list[float], digits: int = 0) -> str:
