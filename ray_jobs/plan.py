@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ray_jobs.training.run_estimate import Estimate
 
 GB = 10**9
+BATCH_PRICE = 0.5
+"""Share of the price that providers take for a batch of up to a day."""
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def _judges(config: Config) -> dict[str, Any]:
             missing_answer_tokens=0 if are_answered else config.answer.max_new_tokens,
             requests_per_minute=options.requests_per_minute,
             tokens_per_minute=options.tokens_per_minute,
+            price_share=BATCH_PRICE if options.backend == "batch" else 1.0,
         )
         plans.append(plan._asdict())
         lines += in_words(plan, is_local=options.local is not None)

@@ -53,6 +53,7 @@ def plan_calls(
     missing_answer_tokens: int,
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
+    price_share: float = 1.0,
 ) -> CallPlan:
     """Return what a judge costs.
 
@@ -62,6 +63,7 @@ def plan_calls(
         missing_answer_tokens: most tokens of an answer that is not there yet; 0 where all are.
         requests_per_minute: limit of the provider, where it is given.
         tokens_per_minute: as `requests_per_minute`.
+        price_share: what a batch endpoint takes of the price.
     """
     played, planted = judge.calls(judge.games(games)), judge.calls(canary.game for canary in canaries)
     calls = {call.key: call for call in [*planted.values(), *played.values()]}
@@ -79,7 +81,7 @@ def plan_calls(
         is_exact=not missing_answer_tokens,
         prompt_tokens=prompt,
         completion_tokens=completion,
-        usd=None if costs[0] is None or costs[1] is None else Range(costs[0], costs[1]),
+        usd=None if costs[0] is None or costs[1] is None else Range(price_share * costs[0], price_share * costs[1]),
         minutes=_minutes(len(new), prompt.high + completion.high, requests_per_minute, tokens_per_minute),
     )
 

@@ -124,7 +124,7 @@ def rule(game: Game, reply: Reply, prices: Prices) -> Ruling:
         "raw": reply.body,
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
-        "cost_usd": prices.cost(*tokens),
+        "cost_usd": prices.cost(*tokens) if reply.usd is None else reply.usd,
     }
     if completion.problem:
         return Ruling(None, unscored=completion.problem, **facts)
