@@ -7,7 +7,7 @@ from ray_jobs.core.cluster import connect
 from ray_jobs.core.config import Config
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import say
-from ray_jobs.core.run_folder import ModelSource, RunFolder, versions
+from ray_jobs.core.run_folder import ModelSource, RunFolder, Stage, versions
 from ray_jobs.core.storage import Storage
 from ray_jobs.training.job_plan import JobPlan
 
@@ -29,7 +29,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     prepared = folder.finished("prepare")
     folder.finished("finetune")
     plan = check(config) if folder.is_due("distill", after=["prepare", "finetune"], force=force) else None
-    stage = folder.stage("distill", sections=["teacher", "student", "distill"], after=["prepare", "finetune"], force=force)
+    stage = open_stage(folder, force=force)
     if stage.manifest:
         say("distill: done already")
         return stage.manifest
@@ -38,9 +38,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     from ray_jobs.distillation.summary import facts_of, headline
     from ray_jobs.distillation.tasks import find_start
     from ray_jobs.training.fit_check import against_measured
-    from ray_jobs.training.models import skeleton
     from ray_jobs.training.optimizers import describe_optimizer
-    from ray_jobs.training.skeletons import num_parameters
 
     job, rows = make_job(config, folder.model("teacher")), folder.folder("prepare")
     optimizer = describe_optimizer(config.distill.optimizer, config.workers.device)
@@ -52,7 +50,7 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         with job_pool(config.distill, config.workers, job.load_teacher) as pool:
             build = functools.partial(job.build, student, pool, prepared["counts"]["train_rows"])
             result = _train(config, student, build, stage.folder, rows, prepared["counts"], plan)
-    facts = facts_of(result, teacher_parameters=num_parameters(skeleton(resolve_model(config.teacher.model))))
+    facts = facts_of(result, num_parameters=job.num_parameters)
     facts |= {
         "optimizer": optimizer,
         "memory_plan": against_measured(plan, result),
@@ -60,6 +58,18 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     }
     stage.folder.write_bytes("student/README.md", model_card(_lineage(config, folder, prepared), facts).encode())
     return stage.finish(**facts, headline=headline(facts), next="raystill answer CONFIG")
+
+
+def open_stage(folder: RunFolder, *, force: bool) -> Stage:
+    """Return the stage, ready to work in or finished; whether a cache rounds decides its result, and where the cache is does not.
+
+    Raises:
+        ConfigChanged: it was started with other settings.
+        StageHeld: another process works on it.
+    """
+    rounds = {"distill.cache.rounds": folder.config.distill.cache.rounds}
+    sections = ["teacher", "student", "distill"]
+    return folder.stage("distill", sections=sections, after=["prepare", "finetune"], force=force, facts=rounds)
 
 
 def check(config: Config) -> JobPlan:

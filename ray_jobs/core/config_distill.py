@@ -85,6 +85,11 @@ class CacheSection(Section):
     """Size from which nothing more is kept; what is missing is computed."""
 
     @property
+    def rounds(self) -> bool | None:
+        """True where the student learns from targets that a cache has rounded; else None, as without a cache."""
+        return True if self.folder is not None and (self.keep == "top_k" or self.dtype != "float32") else None
+
+    @property
     def budget_bytes(self) -> int:
         """The budget in bytes."""
         return parse_bytes(self.budget)

@@ -102,6 +102,11 @@ class CachedTargets:
         self._stays = False
 
     @property
+    def top_k(self) -> int | None:
+        """Tokens that are kept of a distribution; None where hidden states are."""
+        return self._kept.codec.k if isinstance(self._kept, KeptTopK) else None
+
+    @property
     def ahead(self) -> int:
         """Steps whose micro-batches it wants to know before it is asked for them."""
         return max(_AHEAD, self._inner.ahead)
@@ -152,6 +157,10 @@ class CachedTargets:
             rows.update(fresh)
         self._asked.difference_update(rows)
         return self._kept.join([data for key in keys if key is not None and (data := rows[key])], self.head, device)
+
+    def probe(self, batch: Batch) -> HiddenTarget | None:
+        """Return final hidden states of a batch that is not trained on; None where no teacher is loaded."""
+        return self._inner.probe(batch)
 
     def flush(self) -> None:
         """Make safe what was computed so far."""

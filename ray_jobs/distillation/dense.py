@@ -23,6 +23,25 @@ def dense_divergence(student_logits_NV: Tensor, teacher_logits_NV: Tensor, diver
     return divergence.scale * _between(log_q_NV, log_p_NV, divergence)
 
 
+def dense_top_k_divergence(
+    student_logits_NV: Tensor, token_ids_NK: Tensor, log_p_NK: Tensor, log_tail_N: Tensor, divergence: Divergence
+) -> Tensor:
+    """Return the scaled divergence of each position over K + 1 buckets, shape N: the kept tokens, and all others as one.
+
+    Args:
+        student_logits_NV: scores before the softmax.
+        token_ids_NK: the kept tokens.
+        log_p_NK: the teacher's log-probabilities of them, at the divergence's temperature.
+        log_tail_N: log of the sum of all other tokens' probabilities.
+        divergence: which one, and its temperature.
+    """
+    q_NV = torch.softmax(student_logits_NV / divergence.temperature, dim=-1)
+    kept_NK = q_NV.gather(-1, token_ids_NK)
+    tail_N1 = q_NV.scatter(-1, token_ids_NK, 0.0).sum(-1, keepdim=True)
+    log_p_NK = torch.log_softmax(torch.cat([log_p_NK, log_tail_N.unsqueeze(-1)], dim=-1), dim=-1)
+    return divergence.scale * _between(torch.cat([kept_NK, tail_N1], dim=-1).log(), log_p_NK, divergence)
+
+
 def dense_head_loss(
     student_hidden_NH: Tensor,
     student_head_VH: Tensor,
@@ -57,11 +76,7 @@ def dense_top_k_loss(  # noqa: PLR0913 - what two models say, and plain numbers
 ) -> HeadLoss:
     """Return what `fused_top_k_loss` returns, from all logits at once."""
     student_NV = student_hidden_NH @ student_head_VH[:num_tokens].T
-    q_NV = torch.softmax(student_NV / divergence.temperature, dim=-1)
-    kept_NK = q_NV.gather(-1, token_ids_NK)
-    tail_N1 = q_NV.scatter(-1, token_ids_NK, 0.0).sum(-1, keepdim=True)
-    log_p_NK = torch.log_softmax(torch.cat([log_p_NK, log_tail_N.unsqueeze(-1)], dim=-1), dim=-1)
-    between_N = divergence.scale * _between(torch.cat([kept_NK, tail_N1], dim=-1).log(), log_p_NK, divergence)
+    between_N = dense_top_k_divergence(student_NV, token_ids_NK, log_p_NK, log_tail_N, divergence)
     return _weighted(between_N, student_NV, labels_N, kd_weight, ce_weight)
 
 

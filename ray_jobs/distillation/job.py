@@ -17,6 +17,7 @@ from ray_jobs.distillation.texts import text_loss
 from ray_jobs.distillation.vocabulary import chat_template, shared_vocabulary
 from ray_jobs.training.architecture import find_architecture
 from ray_jobs.training.models import Quantization, choose_dtype, skeleton
+from ray_jobs.training.skeletons import num_parameters, skeleton_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,12 @@ class DistillJob:
         if self.student["model"]:
             return find_architecture(self.student["model"]).settings
         return student_settings(find_architecture(self.base).config, self.student["layers"])
+
+    @property
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters of the `teacher`'s base and of the `student` as it is exported."""
+        shapes = {"teacher": find_architecture(self.base).settings, "student": self.student_settings}
+        return {name: num_parameters(skeleton_of(settings)) for name, settings in shapes.items()}
 
     def build(self, student: Student, pool: Any, num_rows: int, device: str) -> tuple[Any, Any]:
         """Return the student and its loss on a device, equal on all workers.

@@ -55,7 +55,7 @@ class DistillLoss(AsksTargets):
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSums:
         """Return the sums over the batch's valid positions."""
-        return self.against(self.targets.of(batch), model, batch)
+        return self.against(self.ask(batch), model, batch)
 
     def against(self, target: Target, model: nn.Module, batch: Batch) -> LossSums:
         """Return the sums over the batch's valid positions, given the teacher's word on them."""

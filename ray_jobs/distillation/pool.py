@@ -114,6 +114,10 @@ class PoolTargets:
         hidden = torch.from_numpy(answer[0].copy()).view(answer[1])  # a copy, as the object store's memory is shared and read-only
         return HiddenTarget(hidden.view(-1, head_VH.shape[1]).to(head_VH.device), head_VH)
 
+    def probe(self, batch: Batch) -> HiddenTarget:
+        """Return the target of a batch that is not trained on."""
+        return self.of(batch)
+
     def flush(self) -> None:
         """Do nothing: nothing is kept."""
 

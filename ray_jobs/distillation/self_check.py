@@ -1,6 +1,6 @@
 """Before the first step: the fast loss against the dense one, and one split against two, on rows that will be trained on.
 
-Shapes: T positions, N valid positions, V vocabulary.
+Shapes: T positions.
 """
 
 import copy
@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_jobs.core.errors import TrainingFailed
-from ray_jobs.distillation.dense import dense_divergence
-from ray_jobs.distillation.hidden_states import valid_states
-from ray_jobs.distillation.targets import HiddenTarget
+from ray_jobs.distillation.cache import CachedTargets
+from ray_jobs.distillation.stand_in import dense_loss, stand_in
 from ray_jobs.training.batches import IGNORE, Row, collate
-from ray_jobs.training.losses import causal_lm
 from ray_jobs.training.strategies.base import autocast
 
 POSITIONS = 64
@@ -30,8 +27,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 def check_loss(loss: Any, model: nn.Module, rows: list[Row], dtype: torch.dtype) -> None:
     """Refuse to train with a loss whose value or gradient is not that of the dense form, or that changes when a batch is split.
 
-    Divergence and cross-entropy are compared, on a stand-in for the teacher: the student's own states, each one
-    position late, so that no teacher is asked. The dense form starts from the logits of the model's own forward.
+    All terms are compared, on a stand-in for the teacher: the student's own states, each one position late, so that no
+    teacher is asked; where a cache keeps top-k targets, on those of the stand-in too. The dense form starts from the
+    logits and hidden states of the model's own forward. Terms are not balanced here.
 
     Args:
         loss: a `DistillLoss`.
@@ -43,21 +41,29 @@ def check_loss(loss: Any, model: nn.Module, rows: list[Row], dtype: torch.dtype)
         TrainingFailed: they differ by more than TOLERANCE; the message has the numbers.
     """
     plain = copy.copy(loss)
-    plain.hidden = plain.balance = None
+    plain.balance = None
     pieces = [window for window in map(_window, rows[:2]) if (window.labels[1:] != IGNORE).any()]
     if not pieces:
         return
     was_training = model.training
     model.eval()
+    kept = loss.targets.top_k if isinstance(loss.targets, CachedTargets) else None
     try:
         with autocast(next(model.parameters()).device, dtype):
-            dense = _dense(plain, model, pieces)
-            whole = _fast(plain, model, pieces)
-            parts = [_fast(plain, model, [piece]) for piece in pieces]
+            for top_k in {None, kept}:
+                _check(plain, model, pieces, dtype, top_k)
     finally:
         model.train(was_training)
-    compare(whole, dense, dtype, what="the fused loss and the dense reference")
-    compare([sum(each) for each in zip(*parts, strict=True)], whole, dtype, what="two splits and one")
+
+
+def _check(loss: Any, model: nn.Module, pieces: list[Row], dtype: torch.dtype, top_k: int | None) -> None:
+    words = "" if top_k is None else f" on top-{top_k} targets"
+    total = dense_loss(loss, model, pieces, top_k=top_k)
+    dense = [total.detach(), *gradients(total, model)]
+    whole = _fast(loss, model, pieces, top_k)
+    parts = [_fast(loss, model, [piece], top_k) for piece in pieces]
+    compare(whole, dense, dtype, what=f"the fused loss and the dense reference{words}")
+    compare([sum(each) for each in zip(*parts, strict=True)], whole, dtype, what=f"two splits and one{words}")
 
 
 def _window(row: Row) -> Row:
@@ -67,32 +73,10 @@ def _window(row: Row) -> Row:
     return row.cut(slice(start, start + POSITIONS))
 
 
-def _fast(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
+def _fast(loss: Any, model: nn.Module, pieces: list[Row], top_k: int | None) -> list[Tensor]:
     batch = collate(pieces).to(next(model.parameters()).device)
-    total = loss.against(_stand_in(model, pieces), model, batch).total
+    total = loss.against(stand_in(loss, model, pieces, top_k=top_k), model, batch).total
     return [total.detach(), *gradients(total, model)]
-
-
-def _dense(loss: Any, model: nn.Module, pieces: list[Row]) -> list[Tensor]:
-    total = torch.zeros((), device=next(model.parameters()).device)
-    for piece in pieces:
-        batch = collate([piece]).to(total.device)
-        labels_N = batch.labels_BT[:, 1:][batch.labels_BT[:, 1:] != IGNORE]
-        logits_BTV = model(input_ids=batch.input_ids_BT, position_ids=batch.position_ids_BT, use_cache=False).logits
-        student_NV = logits_BTV[:, :-1][batch.labels_BT[:, 1:] != IGNORE][:, : loss.num_tokens].float()
-        target = _stand_in(model, [piece])
-        teacher_NV = (target.hidden_NH @ target.head_VH.T)[:, : loss.num_tokens]
-        between = dense_divergence(student_NV, teacher_NV, loss.divergence).sum()
-        total = total + loss.kd_weight * between + loss.ce_weight * F.cross_entropy(student_NV, labels_N, reduction="sum")
-    return [total.detach(), *gradients(total, model)]
-
-
-@torch.no_grad()
-def _stand_in(model: nn.Module, pieces: list[Row]) -> HiddenTarget:
-    """Return each piece's own states, each at the position after its own."""
-    device = next(model.parameters()).device
-    states = [valid_states(model, collate([piece]).to(device), ())[0].roll(1, 0) for piece in pieces]
-    return HiddenTarget(torch.cat(states), causal_lm(model).get_output_embeddings().weight.detach())
 
 
 def gradients(total: Tensor, model: nn.Module) -> list[Tensor]:

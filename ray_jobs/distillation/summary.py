@@ -5,22 +5,19 @@ from typing import Any
 from ray_jobs.distillation.target_words import targets_in_words, told
 
 
-def facts_of(result: dict[str, Any], *, teacher_parameters: int) -> dict[str, Any]:
+def facts_of(result: dict[str, Any], *, num_parameters: dict[str, int]) -> dict[str, Any]:
     """Return what the manifest says of a training run.
 
     Args:
         result: as `fit` returns it.
-        teacher_parameters: of the model that taught.
+        num_parameters: of the `teacher` and of the `student` as it is exported.
     """
     counts = dict(result["loss_counts"])
     own = {name: counts.pop(name) for name in ("on_policy_tokens", "generate_s") if name in counts}
     before, after = ((result[key] or {}).get("terms", {}) for key in ("eval_before", "eval_after"))
     return {
         "counts": {"steps": result["steps"], "tokens": result["tokens"]},
-        "num_parameters": {
-            "teacher": teacher_parameters,
-            "student": result["total_parameters"],
-        },
+        "num_parameters": num_parameters,
         "eval": {
             "kl_before_nats": before.get("kl"),
             "kl_after_nats": after.get("kl"),

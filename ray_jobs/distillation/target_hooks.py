@@ -1,6 +1,7 @@
-"""What a loss with targets passes on to them from the training loop: batches to come, checkpoints, figures."""
+"""What a loss with targets passes on to them from the training loop: questions, batches to come, checkpoints, figures."""
 
-from ray_jobs.distillation.targets import Targets
+from ray_jobs.distillation.alignment import check_alignment
+from ray_jobs.distillation.targets import Target, Targets
 from ray_jobs.training.batches import Batch
 
 
@@ -8,6 +9,17 @@ class AsksTargets:
     """The methods of `LossHooks`, for a loss with `targets`."""
 
     targets: Targets
+    _is_aligned = False
+
+    def ask(self, batch: Batch) -> Target:
+        """Return the teacher's word on a micro-batch; the first time its alignment is checked, before anything is trained on it.
+
+        Raises:
+            TrainingFailed: the targets are of other positions than they should be.
+        """
+        target = self.targets.of(batch)
+        self._is_aligned = self._is_aligned or check_alignment(self.targets, batch)
+        return target
 
     @property
     def ahead(self) -> int:

@@ -50,6 +50,9 @@ class Targets(Protocol):
     def of(self, batch: Batch) -> Target:
         """Return the target at the batch's valid positions, in the order of `valid_hidden`, on the batch's device."""
 
+    def probe(self, batch: Batch) -> HiddenTarget | None:
+        """Return final hidden states of a batch that is not trained on, neither kept nor counted; None where no teacher is loaded."""
+
     def flush(self) -> None:
         """Make safe what is kept for later runs: a checkpoint is about to be written."""
 
@@ -89,6 +92,10 @@ class WorkerTeacher:
         """Return the target at the batch's valid positions."""
         hidden_NH, _, layers_NH = valid_states(self.model, batch, self._layers)
         return HiddenTarget(hidden_NH, self.head(), layers_NH)
+
+    def probe(self, batch: Batch) -> HiddenTarget:
+        """Return the target of a batch that is not trained on."""
+        return self.of(batch)
 
     def flush(self) -> None:
         """Do nothing: nothing is kept."""
@@ -141,6 +148,10 @@ class LazyTeacher:
             self._teacher = WorkerTeacher(self._load())
             self._head_VH = None  # one of the two is enough
         return self._teacher.of(batch)
+
+    def probe(self, batch: Batch) -> HiddenTarget | None:
+        """Return the target of a batch that is not trained on; None where the body is not in memory."""
+        return self._teacher.of(batch) if self._teacher is not None else None
 
     def flush(self) -> None:
         """Do nothing: nothing is kept."""

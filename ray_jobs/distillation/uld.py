@@ -48,7 +48,7 @@ class UldLoss(AsksTargets):
         """
         own, teacher_at_M, student_at_M = self.retokenizer(batch)
         hidden_NH, labels_N = valid_hidden(model, own)
-        target = self.targets.of(batch)
+        target = self.ask(batch)
         if not isinstance(target, HiddenTarget):
             raise ConfigError('distill.vocabulary = "uld" sorts whole distributions: use distill.cache.keep = "hidden"')
         head = causal_lm(model).get_output_embeddings()

@@ -9,12 +9,16 @@ from packed_rows import write_rows
 from transformers import LlamaForCausalLM
 
 from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.core.storage import Storage
+from ray_jobs.distillation.cache import CachedTargets, KeptHidden, KeptTopK
 from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.hidden_states import HiddenLoss, add_projection, drop_projection
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.self_check import check_loss
+from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.student import build_student
-from ray_jobs.distillation.targets import WorkerTeacher
+from ray_jobs.distillation.targets import LazyTeacher, WorkerTeacher
+from ray_jobs.distillation.topk import TopKCodec, TopKTarget
 from ray_jobs.training.batches import PackedRows, collate
 from ray_jobs.training.loop import evaluate, train
 from ray_jobs.training.losses import cross_entropy_loss
@@ -210,6 +214,32 @@ class OnePositionLate(DistillLoss):
         return super().head_loss(hidden_NH, head_VH, target, labels_N.roll(1), divergence)
 
 
+class OtherLayers(DistillLoss):
+    """Wrong in what layers meet."""
+
+    def against(self, target, model, batch):
+        return super().against(target._replace(layers_NH=target.layers_NH[::-1]), model, batch)
+
+
+class ForgottenTail(DistillLoss):
+    """Wrong in compressed targets: as if the kept tokens were all there are."""
+
+    def head_loss(self, hidden_NH, head_VH, target, labels_N, divergence):
+        if isinstance(target, TopKTarget):
+            target = target._replace(tail_NG=target.tail_NG - 30)
+        return super().head_loss(hidden_NH, head_VH, target, labels_N, divergence)
+
+
+class Shifted(WorkerTeacher):
+    """A teacher whose word is of the position before, or after."""
+
+    shift = 1
+
+    def of(self, batch):
+        target = super().of(batch)
+        return target._replace(hidden_NH=target.hidden_NH.roll(self.shift, 0))
+
+
 @pytest.mark.parametrize("wrong", [WithoutSquare, MeanOfMeans, OnePositionLate])
 def test_a_wrong_loss_is_found_before_the_first_step(tiny_model, rows, wrong):
     torch.manual_seed(0)
@@ -217,6 +247,43 @@ def test_a_wrong_loss_is_found_before_the_first_step(tiny_model, rows, wrong):
     loss = wrong(WorkerTeacher(teacher), divergence=Divergence("jsd", temperature=2.0), kd_weight=0.5, ce_weight=0.5)
     with pytest.raises(TrainingFailed, match=r"self-check of the loss: .* differ .* loss .* against .*, gradients apart by"):
         train(build_student(teacher, [0, 3]), loss, rows, eval_rows=None, recipe=Recipe(max_steps=1, dtype="float32"))
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_self_check_takes_in_hidden_states_also_projected(tiny_model, rows, where, narrow):
+    student, loss = hidden_parts(tiny_model, where, narrow=narrow, balanced=True)
+    check_loss(loss, student, [rows[0], rows[1]], torch.bfloat16 if narrow else torch.float32)
+    assert loss.balance is not None
+    if where == "mapped":
+        wrong = OtherLayers(loss.targets, divergence=loss.divergence, hidden=loss.hidden)
+        with pytest.raises(TrainingFailed, match=r"the fused loss and the dense reference differ"):
+            check_loss(wrong, student, [rows[0], rows[1]], torch.float32)
+
+
+def test_the_self_check_takes_in_compressed_targets(tiny_model, rows, tmp_path):
+    teacher = load_model(tiny_model, dtype=torch.float32)
+    student = build_student(teacher, [0, 3])
+    store = ShardStore(Storage(str(tmp_path / "cache")), kind="top", budget_bytes=2**30)
+    options = {"store": store, "identity": "teacher", "kept": KeptTopK(TopKCodec(16, 49152)), "epoch_rows": 4}
+    targets = CachedTargets(LazyTeacher(lambda: teacher, lambda: teacher.get_output_embeddings().weight), **options)
+    check_loss(DistillLoss(targets, divergence=Divergence(temperature=2.7)), student, [rows[0], rows[1]], torch.float32)
+    with pytest.raises(TrainingFailed, match=r"the fused loss and the dense reference on top-16 targets differ .* loss .* against"):
+        check_loss(ForgottenTail(targets, divergence=Divergence()), student, [rows[0], rows[1]], torch.float32)
+
+
+@pytest.mark.parametrize(("shift", "kept", "seen"), [(1, False, 0), (-1, True, 3)])
+def test_a_teacher_whose_word_is_of_other_positions_stops_the_job_before_the_first_step(tiny_model, rows, tmp_path, shift, kept, seen):
+    teacher = Shifted(load_model(tiny_model, dtype=torch.float32))
+    teacher.shift = shift
+    student = build_student(teacher.model, [0, 3])
+    before = copy.deepcopy(student.state_dict())
+    store = ShardStore(Storage(str(tmp_path / "cache")), kind="hidden", budget_bytes=2**30)
+    options = {"store": store, "identity": "teacher", "kept": KeptHidden(64, torch.float32), "epoch_rows": 4}
+    loss = DistillLoss(CachedTargets(teacher, **options) if kept else teacher, divergence=Divergence())
+    with pytest.raises(TrainingFailed, match=rf"differ from position 4 on the targets differ from position {seen} on \(relative gaps 0"):
+        train(student, loss, rows, eval_rows=None, recipe=Recipe(max_steps=1, dtype="float32"))
+    assert all(torch.equal(before[name], each) for name, each in student.state_dict().items())
 
 
 def test_right_losses_pass_the_self_check_and_leave_the_model_as_it_was(tiny_model, rows):

@@ -10,6 +10,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.core.run_folder import ModelSource
 from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.influence import influence_table, measure_influence, most_influential
 from ray_jobs.distillation.making import Student
@@ -184,3 +185,13 @@ def test_students_that_cannot_be_are_refused_before_anything_starts(tiny_config,
 def test_choices_without_anything_to_choose_are_refused_by_the_config(tiny_config, wrong, message):
     with pytest.raises(ConfigError, match=message):
         tiny_config(**wrong)
+
+
+def test_the_parameters_told_are_those_of_the_models_without_what_training_adds(tiny_config, tiny_model):
+    from ray_jobs import distill
+
+    job = distill.make_job(tiny_config(distill__method="lora"), ModelSource(str(tiny_model)))
+    teacher = load_model(tiny_model, dtype=torch.float32)
+    student = job.student_from(job.first_start()).load("cpu")
+    adapter = student.num_parameters(only_trainable=True)
+    assert job.num_parameters == {"teacher": teacher.num_parameters(), "student": student.num_parameters() - adapter}

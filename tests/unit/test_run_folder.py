@@ -2,6 +2,7 @@
 
 import pytest
 
+from ray_jobs import distill
 from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ConfigChanged, StageMissing, StorageError
 from ray_jobs.core.run_folder import RunFolder, clear_stage
@@ -184,6 +185,29 @@ def test_merging_afterwards_is_no_other_setting(tmp_path):
     assert finetune(run_folder(tmp_path, finetune={"merge": True})).manifest == manifest
     with pytest.raises(ConfigChanged, match=r"finetune\.lora\.dora: False -> True"):
         finetune(run_folder(tmp_path, finetune={"merge": True, "lora": {"dora": True}}))
+
+
+def test_of_a_cache_its_place_decides_nothing_and_what_it_rounds_to_does(tmp_path):
+    def started_with(name, **cache):
+        folder = run_folder(tmp_path, name, distill={"cache": cache})
+        for start in (prepare, finetune):
+            if not folder.storage.exists(f"{start.__name__}/manifest.json"):
+                start(folder).finish()
+        return distill.open_stage(folder, force=False)
+
+    kept = {"folder": str(tmp_path / "one"), "keep": "top_k", "top_k": 32}
+    for name in ("finished", "killed"):
+        stage = started_with(name, **kept)
+        stage.finish() if name == "finished" else stage.release()
+        started_with(name, **kept | {"folder": "s3://two/cache", "budget": "1GiB"}).release()
+        for changed in ({"top_k": 64}, {"keep": "hidden"}, {"dtype": "float16"}):
+            with pytest.raises(ConfigChanged, match=f"distill.cache.{next(iter(changed))}"):
+                started_with(name, **kept | changed)
+        with pytest.raises(ConfigChanged, match=r"distill.cache.rounds: True -> None"):
+            started_with(name, **kept | {"folder": None})
+    exact = {"folder": str(tmp_path / "exact"), "dtype": "float32"}
+    started_with("exact", **exact).release()
+    started_with("exact", **exact | {"folder": None}).release()
 
 
 def test_a_stage_is_due_until_it_is_finished_and_again_with_other_inputs_or_by_force(tmp_path):
