@@ -19,14 +19,24 @@ def leading_judge(judges: Sequence[Finding]) -> str | None:
     People, where they labelled enough questions to condemn a judge; else the most usable judge, the jury first and the
     offline judge last, in the order of the verdicts.
     """
-    labelled = [judge for judge in judges if judge["judge"] == HUMAN and judge["card"]["num_questions"] >= MIN_HUMAN_LABELS]
-    ranked = labelled or sorted(judges, key=_rank)
+    ranked = sorted(judges, key=_rank)
     return ranked[0]["judge"] if ranked else None
 
 
-def _rank(judge: Finding) -> tuple[int, bool, bool, bool]:
-    name = judge["judge"]
-    return _RANK[judge["card"]["usability"]["word"]], name == HUMAN, name == OFFLINE, name != JURY
+def speaking_matches(matches: Sequence[Finding], judges: Sequence[Finding]) -> list[Finding]:
+    """Return for each pair of models the row of the first judge, as `leading_judge` ranks them, that scored a question of it."""
+    place = {judge["judge"]: i for i, judge in enumerate(sorted(judges, key=_rank))}
+    found: dict[tuple[str, str], list[Finding]] = {}
+    for match in matches:
+        if match["judge"]:
+            found.setdefault((match["model_1"], match["model_2"]), []).append(match)
+    return [min(rows, key=lambda row: (not row["wins_1"] + row["wins_2"] + row["ties"], place[row["judge"]])) for rows in found.values()]
+
+
+def _rank(judge: Finding) -> tuple[bool, int, bool, bool, bool]:
+    name, card = judge["judge"], judge["card"]
+    has_labels = name == HUMAN and card["num_questions"] >= MIN_HUMAN_LABELS
+    return not has_labels, _RANK[card["usability"]["word"]], name == HUMAN, name == OFFLINE, name != JURY
 
 
 def answer_sentence(match: Finding, similarity: Finding | None, usability: Finding) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from ray_jobs.core.records import SCHEMA_VERSION, Comparison
 from ray_jobs.judging.pairs import pair_results
 from ray_jobs.judging.results import SIMILARITY, describe_judge, rank_models
-from ray_jobs.reporting.answer import HUMAN, answer_sentence, coverage_sentences, leading_judge
+from ray_jobs.reporting.answer import HUMAN, answer_sentence, coverage_sentences, leading_judge, speaking_matches
 from ray_jobs.reporting.comparisons import judges_of, pairs_of
 from ray_jobs.reporting.findings import Finding, agreements, matches
 from ray_jobs.reporting.languages import language_sentences, languages
@@ -54,18 +54,17 @@ def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
 
 def _sentences(run: RunFiles, found: list[Finding], agreed: list[Finding], judges: list[Finding]) -> list[str]:
     """The answer, one sentence for each further pair, what the budget left out, and how far judge and similarity agree."""
-    leading = leading_judge(judges)
-    by_leading = [match for match in found if match["judge"] and match["judge"] == leading]
-    if not by_leading:
+    spoken = speaking_matches(found, judges)
+    if not spoken:
         return [loss_sentence(run.manifests)]
-    first = by_leading[0]
+    first, leading = spoken[0], spoken[0]["judge"]
     same_pair = [match for match in found if (match["model_1"], match["model_2"]) == (first["model_1"], first["model_2"])]
     similarity = next((match for match in same_pair if match["metric"] == SIMILARITY), None)
     usability = next(judge["card"]["usability"] for judge in judges if judge["judge"] == leading)
     doubts = [agreement_sentence(item) for item in agreed if item["judge"] == leading and item["num_questions"]][:1]
     return [
         answer_sentence(first, similarity, usability),
-        *(verdict_sentence(match) for match in by_leading[1:]),
+        *(verdict_sentence(match) for match in spoken[1:]),
         *coverage_sentences(judges),
         *doubts,
     ]

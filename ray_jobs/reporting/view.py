@@ -46,7 +46,7 @@ def page_context(run: RunFiles, summary: Mapping[str, Any], comparisons: Iterabl
         "outdated": run.outdated,
         "matches": summary["matches"],
         "power": [power_sentence(match) for match in _named(summary["matches"]) if match["questions_needed"]],
-        "agreement": [_agreement(item, pairs_of(run)) for item in summary["agreement"]],
+        "agreement": [_agreement(item, pairs_of(run)) for item in summary["agreement"] if item["num_questions"]],
         "leading": summary["leading_judge"],
         "evidence_plots": evidence_view(run, summary),
         "jury": jury_sentences(summary["judging"]),

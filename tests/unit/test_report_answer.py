@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_jobs.reporting.answer import answer_sentence, coverage_sentences, leading_judge
+from ray_jobs.reporting.answer import answer_sentence, coverage_sentences, leading_judge, speaking_matches
 from ray_jobs.reporting.findings import match_of
 
 USABLE = {"word": "usable", "reasons": []}
@@ -70,6 +70,15 @@ def test_the_most_usable_judge_leads_and_people_where_they_labelled_enough():
     assert leading_judge([coverage, _judge("human", questions=30)]) == "human"
     assert leading_judge([coverage, _judge("human", questions=29)]) == "coverage"
     assert leading_judge([]) is None
+
+
+def test_on_each_pair_the_first_judge_speaks_that_scored_it():
+    judges = [_judge("coverage"), _judge("human", questions=40)]
+    later = ("teacher", "student")
+    rows = [_match(9, 8, judge="coverage"), _match(5, 6, judge="human")]
+    rows += [_match(7, 7, judge="coverage", pair=later), _match(0, 0, judge="human", pair=later)]
+    assert [row["judge"] for row in speaking_matches(rows, judges)] == ["human", "coverage"]
+    assert speaking_matches([_similarity(1, 2)], []) == []
 
 
 def test_a_stopped_judge_says_how_much_it_saw():
