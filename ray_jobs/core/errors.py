@@ -13,6 +13,7 @@
     ├── TrainingFailed (RuntimeError)   a training job ended without a result
     │   └── MemoryLimitExceeded (MemoryError) a worker passed the memory it was given
     └── EndpointError (ConnectionError) a model endpoint failed or refused
+        └── EndpointRefused             no call can succeed as it is configured: key, model, address, credit
 
 All take one message and no other argument, so they survive pickling between Ray processes.
 `exit_code` is what the command line returns: 2 for input, 1 for a job that failed, 4 for a cluster out of reach.
@@ -87,3 +88,9 @@ class MemoryLimitExceeded(TrainingFailed, MemoryError):
 
 class EndpointError(JobError, ConnectionError):
     """A model endpoint failed or refused."""
+
+
+class EndpointRefused(EndpointError):
+    """No call to a model endpoint can succeed as it is configured: its key, model, address or credit."""
+
+    exit_code = 2

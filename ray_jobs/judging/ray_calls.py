@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
-from ray_jobs.core.errors import ConfigError, EndpointError, StorageError
+from ray_jobs.core.errors import ConfigError, EndpointError, EndpointRefused, StorageError
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.judging.batch import ask_batch
 from ray_jobs.judging.caller import Caller
@@ -53,7 +53,8 @@ def ask(
 
     Raises:
         ConfigError: a budget in dollars without prices.
-        EndpointError: no call can succeed: wrong key, unknown model, nobody there. What was answered is kept.
+        EndpointRefused: no call can succeed: wrong key, unknown model, nobody there. What was answered is kept.
+        EndpointError: every call was given up.
         StorageError: the ledger cannot be written.
     """
     budget = budget if budget != Budget() else None
@@ -116,7 +117,8 @@ def _raise(told: _Told, replies: dict[str, Reply], *, title: str, base_url: str 
         reason = next(iter(replies.values())).error
     if reason:
         where = base_url or "the provider's endpoint"
-        raise EndpointError(f"{title}: {where} cannot be asked: {reason}; replies so far are kept: run the same command again")
+        kind = EndpointRefused if told.why == "endpoint" else EndpointError
+        raise kind(f"{title}: {where} cannot be asked: {reason}; replies so far are kept: run the same command again")
 
 
 def _asked(planned: dict[str, Call], cached: dict[str, Reply], replies: dict[str, Reply], runs: list[Counters], told: _Told) -> Asked:
