@@ -154,6 +154,24 @@ def test_a_killed_driver_pays_again_only_for_what_was_in_flight(ray_cluster, mak
     assert read(config, "similarities.parquet") == read(whole, "similarities.parquet")
 
 
+def test_a_spent_budget_leaves_a_part_and_a_larger_one_pays_the_rest(ray_cluster, make_run):
+    with JudgeServer().running() as server:
+        config = make_run(num_copies=5, max_calls=12, **openai(server))
+        manifest = judge.run(config, force=False)
+        rows = read(config, "verdicts.parquet")
+        assert len(server.requests) == 12 == sum(row["winner"] is not None for row in rows)
+        assert all(row["unscored"].startswith("not asked: the budget of 12 calls") for row in rows if row["winner"] is None)
+        assert manifest["judges"][0]["coverage"] == {"games": 40, "asked": 12, "share": 0.3}
+        assert any("was asked 12 of 40 games (30%)" in line for line in manifest["headline"])
+        report.run(config, force=False)
+        assert any("was asked about" in line for line in RunFolder(config).folder("report").read_json("report.json")["sentences"])
+        assert judge.run(config, force=False)["id"] == manifest["id"]
+        whole = judge.run(make_run(num_copies=5, max_calls=100, **openai(server)), force=False)
+        assert len(server.requests) == 40
+    assert whole["judges"][0]["coverage"]["share"] == 1.0 and whole["budget"]["stopped"] == []
+    assert all(row["winner"] for row in read(config, "verdicts.parquet"))
+
+
 def _wait_until(condition, *, timeout_s):
     deadline = time.monotonic() + timeout_s
     while not condition():
