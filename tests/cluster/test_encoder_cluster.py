@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from ray_jobs import distill_encoder, prepare
 from ray_jobs.core.models import resolve_model
@@ -134,3 +134,14 @@ def test_embeddings_from_the_most_influential_layers(encoder_config):
         assert words in card
     assert f"| 1 - cosine to the teacher's embedding | {manifest['eval']['embedding_before']:.4g} |" in card
     assert distill_encoder.run(config, force=False)["id"] == manifest["id"]
+
+
+def test_classes_of_texts_with_and_without_labels(encoder_config, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"text": "text number {i} of the course", "label": "LABEL_{i % 3}"}}\n' for i in range(24)))
+    config = encoder_config(BertForSequenceClassification, "classification", labels=3, data__texts=[str(texts)], distill__max_steps=12)
+    manifest = distill_encoder.run(config, force=False)
+    found = manifest["eval"]
+    assert found["kl_after"] < found["kl_before"] and 0 <= found["agreement_after"] <= 1
+    assert "| forward_kl at temperature 2 | 0.9 |" in (stage_of(config).local("student") / "README.md").read_text()
+    assert_plain(config, BertForSequenceClassification)
