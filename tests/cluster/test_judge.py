@@ -126,32 +126,38 @@ def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluste
     assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
 
 
-def test_a_killed_driver_pays_again_only_for_what_was_in_flight(ray_cluster, make_run, tmp_path):
-    with JudgeServer(latency_s=0.2).running() as server:
-        config = make_run(num_copies=10, **openai(server))
-        num_calls = 10 * len(COURSE) * 2
+def test_a_driver_killed_at_25_50_and_75_percent_pays_again_only_for_what_was_in_flight(ray_cluster, make_run, tmp_path):
+    in_flight = 4
+    with JudgeServer(latency_s=0.1).running() as server:
+        config = make_run(num_copies=25, **openai(server, max_concurrency=in_flight))
+        num_calls = 25 * len(COURSE) * 2
         file = tmp_path / "config.toml"
         file.write_text(
             f'[run]\nname = "r"\nstorage = "{tmp_path}"\n[answer]\nmodels = ["base", "teacher"]\n[workers]\ncpus = 1\n'
             f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\ncanaries = 0\n'
-            f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = 4\n'
+            f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = {in_flight}\n'
         )
-        driver = subprocess.Popen([sys.executable, "-m", "ray_jobs", "judge", str(file)], env=os.environ)
-        try:
-            _wait_until(lambda: len(server.requests) >= num_calls // 4, timeout_s=90)
-        finally:
-            driver.send_signal(signal.SIGKILL)
-            driver.wait()
-        _wait_until_quiet(server)
-        before = len(server.requests)
-        assert before < num_calls
+        for quarter in (1, 2, 3):
+            driver = subprocess.Popen([sys.executable, "-m", "ray_jobs", "judge", str(file)], env=os.environ)
+            try:
+                _wait_until(lambda reached=quarter * num_calls // 4: len(server.requests) >= reached, timeout_s=120)
+            finally:
+                driver.send_signal(signal.SIGKILL)
+                driver.wait()
+            _wait_until_quiet(server)
+        assert len(server.requests) < num_calls
         judge.run(config, force=False)
-        assert num_calls <= len(server.requests) <= num_calls + 4
-        killed = read(config, "verdicts.parquet")
-        whole = make_run(name="whole", num_copies=10, **openai(server))
+        assert num_calls <= len(server.requests) <= num_calls + 3 * in_flight
+        whole = make_run(name="whole", num_copies=25, **openai(server, max_concurrency=in_flight))
         judge.run(whole, force=False)
-    assert killed == read(whole, "verdicts.parquet")
+    assert read(config, "verdicts.parquet") == read(whole, "verdicts.parquet")
     assert read(config, "similarities.parquet") == read(whole, "similarities.parquet")
+    tables = []
+    for each in (config, whole):
+        report.run(each, force=False)
+        told = RunFolder(each).folder("report").read_json("report.json")
+        tables.append([told[key] for key in ("answer", "matches", "agreement", "judges")])
+    assert tables[0] == tables[1]
 
 
 def test_a_spent_budget_leaves_a_part_and_a_larger_one_pays_the_rest(ray_cluster, make_run):
