@@ -1,6 +1,7 @@
 """Teach the student what the teacher knows, with Ray Train; the student is cut from the teacher or a model of its own."""
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.core.cluster import connect
@@ -9,6 +10,7 @@ from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import say
 from ray_jobs.core.run_folder import ModelSource, RunFolder, Stage, versions
 from ray_jobs.core.storage import Storage
+from ray_jobs.distillation.shares import EVERYTHING
 from ray_jobs.training.job_plan import JobPlan
 
 if TYPE_CHECKING:
@@ -28,13 +30,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
     folder = RunFolder(config)
     prepared = folder.finished("prepare")
     folder.finished("finetune")
-    plan = check(config) if folder.is_due("distill", after=["prepare", "finetune"], force=force) else None
+    sources = prepared.get("sources") or {EVERYTHING: {}}
+    plan = check(config, sources=list(sources)) if folder.is_due("distill", after=["prepare", "finetune"], force=force) else None
     stage = open_stage(folder, force=force)
     if stage.manifest:
         say("distill: done already")
         return stage.manifest
     from ray_jobs.distillation.model_card import model_card
-    from ray_jobs.distillation.pool import job_pool
+    from ray_jobs.distillation.pool import job_pools
     from ray_jobs.distillation.summary import facts_of, headline
     from ray_jobs.distillation.tasks import find_start
     from ray_jobs.training.fit_check import against_measured
@@ -47,10 +50,14 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
             rows, prepared = _write_texts(config, stage.folder.sub("texts"), job.teacher, rows, prepared)
         student = job.student_from(find_start(job, stage.folder, rows, config.workers))
         say(f"distill: the teacher into {student.words} on {prepared['counts']['train_rows']} rows with {optimizer}")
-        with job_pool(config.distill, config.workers, job.load_teacher) as pool:
-            build = functools.partial(job.build, student, pool, prepared["counts"]["train_rows"])
-            result = _train(config, student, build, stage.folder, rows, prepared["counts"], plan)
-    facts = facts_of(result, num_parameters=job.num_parameters)
+        loads = {name: functools.partial(job.load_teacher, name=name) for name in job.teachers}
+        with job_pools(config.distill, config.workers, loads) as pools:
+            work = {
+                "build": functools.partial(job.build, student, pools, prepared["counts"]["train_rows"], sources),
+                "open_rows": job.open_rows(sources),
+            }
+            result = _train(config, student, work, stage.folder, rows, prepared["counts"], plan)
+    facts = facts_of(result, num_parameters=job.num_parameters, teachers=job.told(sources))
     facts |= {
         "optimizer": optimizer,
         "memory_plan": against_measured(plan, result),
@@ -72,8 +79,11 @@ def open_stage(folder: RunFolder, *, force: bool) -> Stage:
     return folder.stage("distill", sections=sections, after=["prepare", "finetune"], force=force, facts=rounds)
 
 
-def check(config: Config) -> JobPlan:
+def check(config: Config, *, sources: Sequence[str] | None = None) -> JobPlan:
     """Refuse a student that cannot be, before anything starts, and return the memory plan; loads no weights.
+
+    Args:
+        sources: names of those in the packed rows; none where there are no rows yet.
 
     Raises:
         ConfigError: as `check_job`, or a tracker that is not installed.
@@ -84,7 +94,8 @@ def check(config: Config) -> JobPlan:
 
     check_trackers(config.run.trackers)
     job, pool = make_job(config, ModelSource(config.teacher.model)), config.distill.pool
-    return check_job(job, finetuned=config.finetune.model_dump(), workers=config.workers, pool_bytes=pool.memory_bytes)
+    given = {"workers": config.workers, "pool_bytes": pool.memory_bytes, "sources": sources}
+    return check_job(job, finetuned=config.finetune.model_dump(), **given)
 
 
 def make_job(config: Config, teacher: ModelSource) -> "DistillJob":
@@ -111,16 +122,16 @@ def make_job(config: Config, teacher: ModelSource) -> "DistillJob":
 
 
 def _train(
-    config: Config, student: "Student", build: Any, target: Storage, rows: Storage, counts: dict[str, Any], plan: JobPlan | None
+    config: Config, student: "Student", work: dict[str, Any], target: Storage, rows: Storage, counts: dict[str, Any], plan: JobPlan | None
 ) -> dict[str, Any]:
-    """Train, leave the plain student in the stage's folder, and return what `fit` does."""
+    """Train, leave the plain student in the stage's folder, and return what `fit` does; `work` says how workers build and open rows."""
     from ray_jobs.distillation.tasks import merge_adapter
     from ray_jobs.training.ray_train import TrainingJob, Workers, fit
     from ray_jobs.training.recipe import Recipe
 
     section = config.distill
     job = TrainingJob(
-        build=build,
+        **work,
         export=functools.partial(student.write, device=config.workers.device),
         export_name=student.export_name,
         storage=target,

@@ -120,6 +120,7 @@ def _distill(config: Config, teacher: "Architecture") -> "Request":
         student=find_architecture(named).settings if named else student_settings(teacher.config, config.student.layers),
         length=config.data.max_length,
         workers=config.workers,
+        others=[find_architecture(each.model).settings for each in config.distill.teachers.values()],
     )
 
 

@@ -25,6 +25,7 @@ from ray_jobs.corpus.template import ChatTemplate, require_chat_template
 from ray_jobs.corpus.workers import PackShard, ReadFile, WritePairs
 from ray_jobs.corpus.writer import CHUNKS_PER_BATCH, Engine
 from ray_jobs.distillation.encoders.kinds import check_teacher
+from ray_jobs.distillation.shares import check_sources, teaching_of
 
 PARTS = "parts"
 _READER_BUNDLE = {"CPU": 1.0}
@@ -45,7 +46,8 @@ def check(config: Config) -> Inputs:
     """Return the inputs; reads no document and no pair.
 
     Raises:
-        ConfigError: a row is longer than the teacher's positions, or the teacher cannot do `distill.task`.
+        ConfigError: a row is longer than the teacher's positions, the teacher cannot do `distill.task`, or one of [distill.teachers]
+            is to teach a file that is not there.
         DataError: a file is missing, all are empty, or the questions cannot be used.
         ModelError: the teacher, or the writer of pairs, has no tokenizer or no chat template.
     """
@@ -68,6 +70,7 @@ def check(config: Config) -> Inputs:
     for model in {*([] if for_encoder else [config.teacher.model]), *([data.pair_writer] if data.pairs_per_chunk else [])}:
         require_chat_template(resolve_model(model), model)
     check_context(resolve_model(config.teacher.model), config.teacher.model, data.max_length)
+    check_sources(teaching_of(config.distill.model_dump()), [file.name for file in found + ready + texts])
     return Inputs(found + ready, texts, questions_file, questions, ignored + also_ignored + not_texts)
 
 

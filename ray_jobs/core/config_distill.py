@@ -1,5 +1,6 @@
 """The sections of [student] and [distill]: which student, which loss, and where the teacher's word comes from."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -129,9 +130,9 @@ class OtherTeacherSection(Section):
     model: str
     """As in [teacher]; must have the vocabulary of [teacher]."""
     sources: list[str] = []
-    """Names of documents and pair files (globs) that it teaches; empty for all."""
+    """Input files that it teaches, by name, folder or glob as in [data], or by a file name alone; empty for all."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its weight beside the other teachers of the same text."""
+    """Its weight beside the other teachers of the same text: its share is this over the sum."""
 
 
 class DistillSection(OptimSection):
@@ -180,6 +181,10 @@ class DistillSection(OptimSection):
     on_policy: OnPolicySection = OnPolicySection()
     teachers: dict[str, OtherTeacherSection] = {}
     """Further teachers by name, each a table [distill.teachers.NAME] with `model`, `sources` and `weight`."""
+    teacher_sources: list[str] = []
+    """Input files that [teacher] itself teaches beside them, named as in `sources`; empty for all."""
+    teacher_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of [teacher] beside the other teachers of the same text."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
 
@@ -205,6 +210,20 @@ class DistillSection(OptimSection):
             raise ValueError(f'embedding_weight = {self.embedding_weight} needs task = "embedding", not "{self.task}"')
         if self.on_policy.share and self.targets == "text":
             raise ValueError('on_policy.share above 0 needs a teacher that scores: use targets = "worker" or "pool"')
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_are_told_apart(self) -> "DistillSection":
+        for name in self.teachers:
+            if name == "teacher":
+                raise ValueError("[distill.teachers.teacher] is the name of [teacher] itself: give the further teacher another")
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(
+                    f"[distill.teachers.{name}]: names have letters, digits, _ and - alone, as the term of each is logged by it"
+                )
+        alone = {"teacher_sources": [], "teacher_weight": 1.0} if not self.teachers else {}
+        for field in (field for field, default in alone.items() if getattr(self, field) != default):
+            raise ValueError(f"{field} = {getattr(self, field)} is for several teachers: leave it out, or add [distill.teachers.NAME]")
         return self
 
     @model_validator(mode="after")

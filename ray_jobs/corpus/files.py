@@ -91,6 +91,17 @@ def find_file(path: str, *, suffixes: Collection[str], what: str) -> InputFile:
     return files[0]
 
 
+def is_named(name: str, pattern: str) -> bool:
+    """Return whether a pattern, as [data] has them, names a file: by a glob, by a folder it is in, or without a slash by its last part.
+
+    Args:
+        name: as `find_files` returns it.
+    """
+    if "/" not in pattern and re.fullmatch(_regex(pattern), name.rpartition("/")[2]):
+        return True
+    return bool(re.fullmatch(f"{_regex(pattern.rstrip('/'))}(/.*)?", name))
+
+
 def _matches(pattern: str) -> Iterator[InputFile]:
     base, inside = _split(pattern)
     storage = Storage(base)

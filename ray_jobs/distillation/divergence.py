@@ -58,6 +58,15 @@ class HeadLoss(NamedTuple):
     total: Tensor
     divergence: Tensor
     ce: Tensor
+    each: "dict[str, OfTeacher]" = {}  # noqa: RUF012 - never changed
+    """By name, of several teachers."""
+
+
+class OfTeacher(NamedTuple):
+    """One of several teachers: its divergence, summed over the positions that it teaches, and their number."""
+
+    divergence: Tensor
+    tokens: int
 
 
 def fused_head_loss(  # noqa: PLR0913 - what two models say, and plain numbers
@@ -92,10 +101,9 @@ def fused_head_loss(  # noqa: PLR0913 - what two models say, and plain numbers
         chunk_positions: positions whose logits are alive at once.
     """
     num_tokens = num_tokens or min(len(student_head_VH), len(teacher_head_VH))
-    head_VH = teacher_head_VH.detach()[:num_tokens].to(_projection_dtype(student_head_VH))
-    teacher = WholeTeacher(teacher_hidden_NH.detach(), head_VH, divergence.compare_, divergence.temperature)
+    teacher = whole_teacher(teacher_hidden_NH, teacher_head_VH, divergence, num_tokens=num_tokens, dtype=projection_dtype(student_head_VH))
     weights = (divergence, kd_weight, ce_weight, num_tokens, chunk_positions)
-    return _head_loss(student_hidden_NH, student_head_VH, labels_N, teacher, *weights)
+    return head_loss_against(teacher, student_hidden_NH, student_head_VH, labels_N, *weights)
 
 
 def fused_top_k_loss(  # noqa: PLR0913 - what two models say, and plain numbers
@@ -126,39 +134,59 @@ def fused_top_k_loss(  # noqa: PLR0913 - what two models say, and plain numbers
         ConfigError: all tokens of the vocabulary are kept, so that nothing is left for the tail.
     """
     num_tokens = num_tokens or len(student_head_VH)
+    teacher = top_k_teacher(token_ids_NK, log_p_NK, log_tail_N, divergence, num_tokens=num_tokens)
+    weights = (divergence, kd_weight, ce_weight, num_tokens, chunk_positions)
+    return head_loss_against(teacher, student_hidden_NH, student_head_VH, labels_N, *weights)
+
+
+def whole_teacher(hidden_NH: Tensor, head_VH: Tensor, divergence: Divergence, *, num_tokens: int, dtype: torch.dtype) -> WholeTeacher:
+    """Return a teacher known by its hidden states and its head, for `head_loss_against`.
+
+    Args:
+        dtype: of the projections.
+    """
+    return WholeTeacher(hidden_NH.detach(), head_VH.detach()[:num_tokens].to(dtype), divergence.compare_, divergence.temperature)
+
+
+def top_k_teacher(token_ids_NK: Tensor, log_p_NK: Tensor, log_tail_N: Tensor, divergence: Divergence, *, num_tokens: int) -> TopKTeacher:
+    """Return a teacher known by its likeliest tokens, for `head_loss_against`.
+
+    Raises:
+        ConfigError: all tokens of the vocabulary are kept, so that nothing is left for the tail.
+    """
     if token_ids_NK.shape[1] >= num_tokens:
         raise ConfigError(
             f"top-k targets keep {token_ids_NK.shape[1]} of {num_tokens} tokens: keep fewer (distill.cache.top_k), or hidden states"
         )
-    teacher = TopKTeacher(token_ids_NK, log_p_NK, log_tail_N, divergence.compare_)
-    weights = (divergence, kd_weight, ce_weight, num_tokens, chunk_positions)
-    return _head_loss(student_hidden_NH, student_head_VH, labels_N, teacher, *weights)
+    return TopKTeacher(token_ids_NK, log_p_NK, log_tail_N, divergence.compare_)
 
 
-def _head_loss(
+def head_loss_against(
+    teacher: Teacher,
     hidden_NH: Tensor,
     head_VH: Tensor,
     labels_N: Tensor,
-    teacher: Teacher,
     divergence: Divergence,
     kd_weight: float,
     ce_weight: float,
     num_tokens: int,
-    chunk_positions: int,
+    chunk_positions: int = CHUNK_POSITIONS,
 ) -> HeadLoss:
+    """Return the loss against any teacher of the fused head; arguments as in `fused_head_loss`."""
     settings = Settings(
         temperature=divergence.temperature,
         kd_weight=kd_weight * divergence.scale,
         ce_weight=ce_weight,
         num_tokens=num_tokens,
         chunk_positions=chunk_positions,
-        dtype=_projection_dtype(head_VH),
+        dtype=projection_dtype(head_VH),
         wants_gradient=torch.is_grad_enabled(),
     )
     total, softened, ce = FusedHead.apply(hidden_NH, head_VH, labels_N, teacher, settings)
     return HeadLoss(total, softened * divergence.scale, ce)
 
 
-def _projection_dtype(head_VH: Tensor) -> torch.dtype:
+def projection_dtype(head_VH: Tensor) -> torch.dtype:
+    """Return the type in which hidden states meet a student's head: its own, or that of autocast."""
     kind = head_VH.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head_VH.dtype

@@ -11,8 +11,9 @@ from ray_jobs.distillation.balance import Balance
 from ray_jobs.distillation.divergence import CHUNK_POSITIONS, Divergence, HeadLoss, fused_head_loss, fused_top_k_loss
 from ray_jobs.distillation.hidden_states import HiddenLoss, valid_states
 from ray_jobs.distillation.self_check import check_loss
+from ray_jobs.distillation.several import fused_several_loss
 from ray_jobs.distillation.target_hooks import AsksTargets
-from ray_jobs.distillation.targets import Target, Targets
+from ray_jobs.distillation.targets import OneTarget, SeveralTarget, Target, Targets
 from ray_jobs.distillation.topk import TopKTarget
 from ray_jobs.training.batches import Batch, Row
 from ray_jobs.training.losses import LossSums, causal_lm
@@ -23,7 +24,9 @@ class DistillLoss(AsksTargets):
 
     Each is a term of its own: `kl` for forward KL, else the divergence's kind; `ce`; `hidden`. Without gradients (in
     evaluation) the divergence is forward KL at temperature 1, the plain `kl` in nats, whatever is trained, and nothing is
-    balanced, so that runs compare; and `ce_teacher` gives the teacher's own cross-entropy.
+    balanced, so that runs compare; and `ce_teacher` gives the teacher's own cross-entropy. Of several teachers the divergences
+    are added by their shares in each position, as is `ce_teacher`, and each divergence is a term too (`kl_NAME`), per
+    token that this teacher teaches.
 
     Args:
         targets: the teacher's word on each batch.
@@ -65,6 +68,7 @@ class DistillLoss(AsksTargets):
         divergence = self.divergence if training else Divergence()
         loss = self.head_loss(hidden_NH, head_VH, target, labels_N, divergence)
         total, terms = loss.total, {term_of(divergence): loss.divergence, "ce": loss.ce}
+        each = {f"{term_of(divergence)}_{name}": found for name, found in loss.each.items()}
         if self.hidden:
             theirs_NH = target.layers_NH if mine_NH else (target.hidden_NH,)
             distance = self.hidden(model, mine_NH or (hidden_NH,), theirs_NH)
@@ -72,11 +76,14 @@ class DistillLoss(AsksTargets):
             terms["hidden"] = distance.detach()
         if not training:
             terms["ce_teacher"] = _teacher_ce(target, labels_N)
-        return LossSums(total, terms)
+        terms |= {name: found.divergence for name, found in each.items()}
+        return LossSums(total, terms, {name: found.tokens for name, found in each.items()})
 
     def head_loss(self, hidden_NH: Tensor, head_VH: Tensor, target: Target, labels_N: Tensor, divergence: Divergence) -> HeadLoss:
         """Return divergence and cross-entropy, weighted, given the student's final hidden states and its head."""
         options = {"kd_weight": self.kd_weight, "ce_weight": self.ce_weight * self._factor("ce"), "num_tokens": self.num_tokens}
+        if isinstance(target, SeveralTarget):
+            return fused_several_loss(hidden_NH, head_VH, target, labels_N, divergence=divergence, **options)
         if isinstance(target, TopKTarget):
             given, fused = target.at(divergence.temperature), fused_top_k_loss
         else:
@@ -110,9 +117,20 @@ def term_of(divergence: Divergence) -> str:
 
 
 def _teacher_ce(target: Target, labels_N: Tensor) -> Tensor:
-    if isinstance(target, TopKTarget):
-        return -target.label_log_p_N.sum()
-    total = target.hidden_NH.new_zeros((), dtype=torch.float32)
-    for hidden_CH, labels_C in zip(target.hidden_NH.split(CHUNK_POSITIONS), labels_N.split(CHUNK_POSITIONS), strict=True):
-        total += F.cross_entropy((hidden_CH @ target.head_VH.T).float(), labels_C, reduction="sum")
+    if not isinstance(target, SeveralTarget):
+        return _ce_of(target, labels_N).sum()
+    parts = [part for part in target.parts.values() if part is not None]
+    total = torch.zeros((), device=labels_N.device)
+    for part in parts:
+        total += (part.shares_M * _ce_of(part.target, labels_N[part.places_M])).sum()
     return total
+
+
+def _ce_of(target: OneTarget, labels_N: Tensor) -> Tensor:
+    if isinstance(target, TopKTarget):
+        return -target.label_log_p_N
+    found = [
+        F.cross_entropy((hidden_CH @ target.head_VH.T).float(), labels_C, reduction="none")
+        for hidden_CH, labels_C in zip(target.hidden_NH.split(CHUNK_POSITIONS), labels_N.split(CHUNK_POSITIONS), strict=True)
+    ]
+    return torch.cat(found)

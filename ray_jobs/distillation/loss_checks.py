@@ -27,7 +27,7 @@ def check_losses(
     keeps = section["cache"]["keep"] if section["cache"]["folder"] else None
     if section["vocabulary"] == "uld":
         check_uld(section, has_model=start.layers is None, cache_keeps=keeps)
-    check_one_teacher(teachers=list(section["teachers"]))
+    check_several(section)
     check_on_policy(section, cuts_parameters=cuts_parameters)
     if section["hidden_weight"]:
         numbers = {"num_student_layers": student["num_hidden_layers"], "num_teacher_layers": teacher["num_hidden_layers"]}
@@ -95,11 +95,19 @@ def check_hidden_loss(*, layers: str, targets: str, cache_keeps: str | None, wid
         )
 
 
-def check_one_teacher(*, teachers: list[str]) -> None:
-    """Refuse what the training of language models does not do: rather an end than a run without it.
+def check_several(section: dict[str, Any]) -> None:
+    """Refuse what several teachers cannot give together; `check_uld` has refused theirs with another tokenizer.
+
+    Args:
+        section: the fields of [distill].
 
     Raises:
-        ConfigError: further teachers are asked for.
+        ConfigError: names what does not go with [distill.teachers].
     """
-    if teachers:
-        raise ConfigError(f"[distill.teachers.{teachers[0]}]: one teacher alone is asked so far: leave out [distill.teachers]")
+    refused = {
+        f"distill.hidden_weight = {section['hidden_weight']:g} (whose hidden states?): set it to 0": section["hidden_weight"] > 0,
+        'distill.targets = "text" (one writer answers): use "worker" or "pool"': section["targets"] == "text",
+        "distill.kd_weight = 0 (their word then weighs nothing): set it above 0": section["kd_weight"] == 0,
+    }
+    for what in (what for what, is_set in refused.items() if is_set and section["teachers"]):
+        raise ConfigError(f"[distill.teachers.{next(iter(section['teachers']))}] does not go with {what}, or leave out [distill.teachers]")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 _LOSSES = {"kd_weight": "{divergence} at temperature {kd_temperature:g}", "ce_weight": "cross-entropy on the labels"}
 _LOSSES |= {"hidden_weight": "{hidden_loss} on hidden states ({hidden_layers})", "embedding_weight": "sentence embeddings"}
+_SHOWN = 8
 _STORED = {"full": "every weight", "lora": "LoRA adapters, merged", "qlora": "LoRA adapters on a quantized base, merged"}
 
 
@@ -75,11 +76,21 @@ def model_lines(lineage: Lineage, facts: dict[str, Any]) -> list[str]:
     taught = {"full": "every weight trained", "lora": "with a LoRA adapter", "qlora": "with an adapter trained on quantized weights"}
     tuned = f"fine-tuned on the data below ({taught[lineage.taught]})" if lineage.taught else "as it is"
     teacher = f"- Teacher: {public_name(lineage.teacher)}, {tuned}"
+    several = facts.get("teachers", {})
+    lines = [teacher + (_taught(several["teacher"]) if several else "")]
+    lines += [f"- Teacher {name}: {public_name(each['model'])}{_taught(each)}" for name, each in several.items() if name != "teacher"]
     if lineage.own_model:
-        return [f"{teacher}\n- Student: {public_name(lineage.own_model)}, from its own weights"]
+        return ["\n".join([*lines, f"- Student: {public_name(lineage.own_model)}, from its own weights"])]
     kept = ", ".join(str(index) for index in facts["layers"])
     weights = "the teacher's weights" if lineage.start == "teacher" else "random weights"
-    return [f"{teacher}\n- Student: layers {kept} of the teacher (counted from 0), from {weights}"]
+    return ["\n".join([*lines, f"- Student: layers {kept} of the teacher (counted from 0), from {weights}"])]
+
+
+def _taught(teacher: dict[str, Any]) -> str:
+    """Return what one of several teachers taught: the names of the files alone, of which a few stand for many."""
+    names = sorted({name.rpartition("/")[2] for name in teacher["sources"]})
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return f"; taught {shown}, with weight {teacher['weight']:g}"
 
 
 def _data(counts: dict[str, Any]) -> str:
@@ -118,7 +129,11 @@ def _retained(facts: dict[str, Any]) -> list[str]:
         table_row("perplexity", *(_perplexity(losses.get(key)) for key in ("ce_before_nats", "ce_after_nats", "ce_teacher_nats"))),
     ]
     if losses.get("kl_after_nats") is not None:
-        rows.insert(0, table_row("KL to the teacher, nats a token", losses.get("kl_before_nats"), losses["kl_after_nats"], 0.0))
+        several = facts.get("teachers", {})
+        each = [(f"KL to teacher {name}, on what it taught", one) for name, one in several.items() if one["kl_after_nats"] is not None]
+        whole = "KL to the teachers by their shares" if several else "KL to the teacher"
+        found = [(f"{whole}, nats a token", losses), *each]
+        rows = [*(table_row(what, one.get("kl_before_nats"), one["kl_after_nats"], 0.0) for what, one in found), *rows]
     head = ["| on held-out rows | before | student | teacher |", "|---|---|---|---|"]
     return ["\n".join([*head, *rows]), share]
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.distillation.by_source import TeachersBySource
 from ray_jobs.distillation.cache import CachedTargets
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.own_answers import Writing, rewrite
@@ -38,7 +39,7 @@ class OnPolicyLoss(DistillLoss):
     def __init__(self, targets: Targets, *, share: float, writing: Writing, **options: Any):
         super().__init__(targets, **options)
         self._share, self._writing = share, writing._replace(num_tokens=self.num_tokens)
-        unkept = targets.unkept() if isinstance(targets, CachedTargets) else targets
+        unkept = targets.unkept() if isinstance(targets, CachedTargets | TeachersBySource) else targets
         self._scoring = DistillLoss(unkept, **options | {"ce_weight": 0.0})
         self._scoring.balance = self.balance
         self._is_own = False

@@ -1,5 +1,6 @@
 """The memory plan of a distillation: its workers, the actors of its pool, and what its cache takes on disk."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import ConfigError
@@ -40,7 +41,14 @@ class CachePlan(NamedTuple):
 
 
 def distill_request(
-    section: dict[str, Any], finetuned: dict[str, Any], *, teacher: dict[str, Any], student: dict[str, Any], length: int, workers: Any
+    section: dict[str, Any],
+    finetuned: dict[str, Any],
+    *,
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    length: int,
+    workers: Any,
+    others: Sequence[dict[str, Any]] = (),
 ) -> Request:
     """Return the job of one worker.
 
@@ -51,6 +59,7 @@ def distill_request(
         student: its config.json.
         length: tokens of a packed row.
         workers: has the fields of [workers].
+        others: config.json of each further teacher.
     """
     kind, layers = section["teacher_quantization"], section["hidden_layers"]
     stored = None if kind == "none" else Quantization(kind, finetuned["quantization"]["double_quantization"])
@@ -62,6 +71,7 @@ def distill_request(
         quantization=stored,
         adapter_rank=finetuned["lora"]["rank"] if stored and finetuned["method"] != "full" else 0,
         hidden_pairs=pairs if section["hidden_weight"] else 0,
+        others=tuple(others),
     )
     return request_of(section, settings=student, length=length, workers=workers, teaching=teaching)
 
@@ -90,14 +100,15 @@ def beside_workers(
             f"distill.pool.memory gives {both_units(given['pool'])}: {'fits' if fits else 'does not fit'}"
         )
     if section["cache"]["folder"] is not None:
-        kept = cache_plan(section["cache"], teacher=teacher, tokens=tokens, budget=given["cache"])
+        teachers = [teacher, *(request.teaching.others if request.teaching else ())]
+        kept = cache_plan(section["cache"], teachers=teachers, tokens=tokens, budget=given["cache"])
         facts["cache"] = {**kept._asdict(), "total": kept.total}
-        lines.append(f"  {kept.line}")
+        lines.append(f"  {kept.line}" + (" (if each teacher taught all of them)" if len(teachers) > 1 else ""))
     return {"facts": facts, "lines": lines}
 
 
 def pool_plan(request: Request, *, gpus: float) -> Memory:
-    """Return what one actor of [distill.pool] holds when it is asked for the micro-batches of a distillation.
+    """Return what one actor of [distill.pool] holds when it is asked for the micro-batches of a distillation: of the largest teacher's.
 
     Args:
         gpus: of one actor.
@@ -105,7 +116,8 @@ def pool_plan(request: Request, *, gpus: float) -> Memory:
     if request.teaching is None:
         raise ValueError(f"{request.name} has no teacher, so it has no pool")
     work = request.work._replace(device="cuda" if gpus else "cpu")
-    return plan_teacher(request.teaching._replace(place="worker"), work)
+    actors = (plan_teacher(each._replace(place="worker"), work) for each in request.teaching.each)
+    return max(actors, key=lambda memory: memory.total)
 
 
 def check_pool(memory: Memory, limits: Limits) -> None:
@@ -128,16 +140,16 @@ def check_pool(memory: Memory, limits: Limits) -> None:
         )
 
 
-def cache_plan(cache: dict[str, Any], *, teacher: dict[str, Any], tokens: int | None, budget: int) -> CachePlan:
-    """Return what the cache takes.
+def cache_plan(cache: dict[str, Any], *, teachers: Sequence[dict[str, Any]], tokens: int | None, budget: int) -> CachePlan:
+    """Return what the cache takes where every token is kept of each teacher.
 
     Args:
         cache: fields of [distill.cache].
-        teacher: its config.json.
+        teachers: their config.json.
         tokens: trained and held-out ones, where they have been counted.
         budget: of the cache in bytes.
     """
-    config = skeleton_of(teacher).config
+    configs = [skeleton_of(teacher).config for teacher in teachers]
     if cache["keep"] == "hidden":
-        return CachePlan(config.hidden_size * _ITEM_BYTES[cache["dtype"]], tokens, budget)
-    return CachePlan(TopKCodec(cache["top_k"], config.vocab_size).bytes_per_position, tokens, budget)
+        return CachePlan(sum(config.hidden_size for config in configs) * _ITEM_BYTES[cache["dtype"]], tokens, budget)
+    return CachePlan(sum(TopKCodec(cache["top_k"], config.vocab_size).bytes_per_position for config in configs), tokens, budget)

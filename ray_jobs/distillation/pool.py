@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,24 +49,27 @@ def teacher_pool(load: Callable[[str], nn.Module], *, dtype: str, options: PoolO
         ray.kill(pool)  # its actors are its own, and end with it
 
 
-def job_pool(section: Any, workers: Any, load: Callable[[str], nn.Module]) -> contextlib.AbstractContextManager[Any]:
-    """Return what holds a pool for as long as a job, as its config says; of none where the teacher is in the workers.
+@contextlib.contextmanager
+def job_pools(section: Any, workers: Any, loads: Mapping[str, Callable[[str], nn.Module]]) -> Iterator[dict[str, Any]]:
+    """Hold a pool of each teacher for as long as a job, as its config says, and yield them by name; none where teachers are in the workers.
 
     Args:
         section: the config's [distill].
         workers: its [workers].
-        load: returns the teacher on a device.
+        loads: return the teachers on a device, by name.
 
     Raises:
-        ClusterError: pool and workers do not fit beside each other.
+        ClusterError: pools and workers do not fit beside each other.
     """
     if section.targets != "pool":
-        return contextlib.nullcontext()
+        yield {}
+        return
     options = PoolOptions.of(section.pool)
-    require_together(
-        [("[workers] of distill", workers.bundle, workers.min_workers), ("[distill.pool]", options.bundle, options.min_actors)]
-    )
-    return teacher_pool(load, dtype=section.teacher_dtype, options=options)
+    actors = ("[distill.pool]", options.bundle, options.min_actors * len(loads))
+    require_together([("[workers] of distill", workers.bundle, workers.min_workers), actors])
+    with contextlib.ExitStack() as stack:
+        pools = {name: teacher_pool(load, dtype=section.teacher_dtype, options=options) for name, load in loads.items()}
+        yield {name: stack.enter_context(pool) for name, pool in pools.items()}
 
 
 class PoolTargets:

@@ -1,6 +1,6 @@
 """What the teacher has to say about a batch, and who says it.
 
-Shapes: N valid positions, H width, V vocabulary, K kept entries.
+Shapes: N valid positions, M those that one of several teachers speaks of, H width, V vocabulary, K kept entries.
 """
 
 import gc
@@ -27,7 +27,27 @@ class HiddenTarget(NamedTuple):
     """Outputs of single layers, from a teacher in the same worker that was asked for them."""
 
 
-Target = HiddenTarget | TopKTarget
+OneTarget = HiddenTarget | TopKTarget
+
+
+class Part(NamedTuple):
+    """What one of several teachers says, and where: M of the N valid positions."""
+
+    target: OneTarget
+    places_M: Tensor
+    """Which of the valid positions, rising."""
+    shares_M: Tensor
+    """Its part in the divergence of each; those of all teachers of a position add up to 1."""
+
+
+class SeveralTarget(NamedTuple):
+    """What several teachers say."""
+
+    parts: dict[str, Part | None]
+    """By name, of all teachers; None where one says nothing."""
+
+
+Target = OneTarget | SeveralTarget
 
 
 class Targets(Protocol):

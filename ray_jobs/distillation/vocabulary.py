@@ -1,5 +1,7 @@
 """The vocabulary rule: the same token-to-id map goes, padded columns are cut, anything else is refused by its first token."""
 
+from collections.abc import Mapping
+
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.models import resolve_model
 from ray_jobs.training.architecture import find_architecture
@@ -21,6 +23,25 @@ def shared_vocabulary(student: str, teacher: str) -> int:
     check_vocabulary(tokens, theirs)
     rows = [find_architecture(name).config.vocab_size for name in (student, teacher)]
     return shared_tokens(tokens, student_rows=rows[0], teacher_rows=rows[1])
+
+
+def shared_with_others(student: str, teachers: Mapping[str, str]) -> list[int]:
+    """Return how many rows of the student's head and of each further teacher's are compared.
+
+    Args:
+        student: as `resolve_model` takes it.
+        teachers: such names, by those in [distill.teachers].
+
+    Raises:
+        ConfigError: as `shared_vocabulary`, naming the teacher that does not fit.
+    """
+    found = []
+    for name, teacher in teachers.items():
+        try:
+            found.append(shared_vocabulary(student, teacher))
+        except ConfigError as error:
+            raise ConfigError(f"[distill.teachers.{name}] model = {teacher!r}: {error}, or leave this teacher out") from None
+    return found
 
 
 def chat_template(model: str) -> str | None:

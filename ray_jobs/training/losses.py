@@ -24,6 +24,8 @@ class LossSums(NamedTuple):
     """What is minimised: a scalar with a graph."""
     terms: dict[str, Tensor]
     """Its parts, each a detached scalar, logged apart."""
+    tokens: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """Positions behind a term, where they are not all valid ones; of the same terms in each micro-batch on each worker."""
 
 
 Loss = Callable[[nn.Module, Batch], LossSums]

@@ -111,7 +111,8 @@ class Request(NamedTuple):
         if self.teaching is not None:
             layers = [settings.get("num_hidden_layers", settings.get("n_layer")) for settings in (self.settings, self.teaching.settings)]
             kind = "" if self.method == "full" else f", {self._replace(teaching=None).name}"
-            return f"distillation, {layers[0]} of {layers[1]} layers{kind}"
+            many = f", {len(self.teaching.each)} teachers" if self.teaching.others else ""
+            return f"distillation, {layers[0]} of {layers[1]} layers{many}{kind}"
         work = _name(self.work.dtype)
         if self.method == "full":
             return f"full, float32 with {work} products" if self.work.dtype is not torch.float32 else "full, float32"

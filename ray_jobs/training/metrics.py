@@ -23,6 +23,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
+        self._tokens: dict[str, int] = {}
         self._label_tokens = self._added = 0
         self.not_finite: list[int] = []
         """Places, from 0, of the micro-batches whose loss was not a finite number."""
@@ -32,21 +33,34 @@ class Tally:
         values = {name: float(value) for name, value in {"": sums.total.detach(), **sums.terms}.items()}
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+        for name, count in sums.tokens.items():
+            self._tokens[name] = self._tokens.get(name, 0) + count
         if not math.isfinite(values[""]):
             self.not_finite.append(self._added)
         self._added += 1
         self._label_tokens += batch.num_valid
 
     def over_ranks(self, device: torch.device) -> dict[str, Any]:
-        """Return `loss` and `terms` in nats per valid token, and `label_tokens`, over all workers."""
-        *sums, count = sum_over_ranks([*self._sums.values(), float(self._label_tokens)], device)
-        total, *terms = (value / max(count, 1.0) for value in sums)
-        names = list(self._sums)[1:]
-        return {"loss": total, "terms": dict(zip(names, terms, strict=True)), "label_tokens": int(count)}
+        """Return `loss` and `terms` in nats per valid token, and `label_tokens`, over all workers.
+
+        Terms of some tokens alone are per one of those, which `term_tokens` counts; without any such a term is left out.
+        """
+        own = [float(count) for count in self._tokens.values()]
+        found = sum_over_ranks([*self._sums.values(), *own, float(self._label_tokens)], device)
+        total, *terms, count = (*found[: len(self._sums)], found[-1])
+        tokens = {name: int(num) for name, num in zip(self._tokens, found[len(self._sums) : -1], strict=True)}
+        behind = {name: tokens.get(name, max(count, 1.0)) for name in list(self._sums)[1:]}
+        means = {name: value / behind[name] for name, value in zip(behind, terms, strict=True) if behind[name]}
+        return {
+            "loss": total / max(count, 1.0),
+            "terms": means,
+            "label_tokens": int(count),
+            **({"term_tokens": tokens} if tokens else {}),
+        }
 
 
 class Log:
-    """Turns steps into lines: the mean over the steps since the last line, weighted by their valid tokens.
+    """Turns steps into lines: the mean over the steps since the last line, weighted by their valid tokens, a term's by its own.
 
     Every worker has one and calls it alike: a line holds the memory peaks of all of them, and their mean shares of time.
 
@@ -88,7 +102,7 @@ class Log:
         """Count a step, and write a line where one is due; then every worker must have called it.
 
         Args:
-            figures: `loss`, `terms`, `label_tokens`, `learning_rate`, `grad_norm` of the step.
+            figures: `loss`, `terms`, `label_tokens`, `learning_rate`, `grad_norm` of the step, and `term_tokens` where it has some.
             tokens: packed tokens of the step.
             seconds: its wall time.
         """
@@ -108,17 +122,12 @@ class Log:
 
     def _line(self) -> dict[str, Any]:
         window, self._window = self._window, []
-        count = max(1, sum(step["label_tokens"] for step in window))
-
-        def mean(values: list[float]) -> float:
-            return sum(value * step["label_tokens"] for value, step in zip(values, window, strict=True)) / count
-
         tokens_per_s = sum(step["tokens"] for step in window) / sum(step["seconds"] for step in window)
         return {
             "step": self._progress.step,
             "tokens": self._progress.tokens,
-            "loss": mean([step["loss"] for step in window]),
-            "terms": {name: mean([step["terms"][name] for step in window]) for name in window[0]["terms"]},
+            "loss": _mean([(step["loss"], step["label_tokens"]) for step in window]),
+            "terms": _mean_terms(window),
             "learning_rate": window[-1]["learning_rate"],
             "grad_norm": norm if math.isfinite(norm := window[-1]["grad_norm"]) else None,  # JSON has no infinity
             "tokens_per_s": tokens_per_s,
@@ -152,6 +161,19 @@ class Log:
         self._progress.log.append(line)
         if self._on_log:
             self._on_log(self._progress.log)
+
+
+def _mean_terms(window: list[dict[str, Any]]) -> dict[str, float]:
+    names = dict.fromkeys(name for step in window for name in step["terms"])
+    return {name: _mean([(step["terms"][name], _tokens_of(step, name)) for step in window if name in step["terms"]]) for name in names}
+
+
+def _tokens_of(step: dict[str, Any], term: str) -> int:
+    return step.get("term_tokens", {}).get(term, step["label_tokens"])
+
+
+def _mean(weighted: list[tuple[float, int]]) -> float:
+    return sum(value * tokens for value, tokens in weighted) / max(1, sum(tokens for _, tokens in weighted))
 
 
 def counted(lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -33,6 +33,14 @@ class Teaching(NamedTuple):
     """Rank of the adapter that a quantized teacher keeps beside its weights; 0 where there is none."""
     hidden_pairs: int = 0
     """Pairs of layers whose outputs are compared."""
+    others: tuple[dict[str, Any], ...] = ()
+    """config.json of each further teacher: in the same place, stored alike, without an adapter."""
+
+    @property
+    def each(self) -> "list[Teaching]":
+        """All teachers, one by one."""
+        alone = self._replace(others=())
+        return [alone, *(alone._replace(settings=settings, adapter_rank=0, hidden_pairs=0) for settings in self.others)]
 
 
 class Taught(NamedTuple):
@@ -48,10 +56,15 @@ class Taught(NamedTuple):
     """Hidden states that are compared, alive from the forward pass to the end of the loss."""
 
 
-def teaching_bytes(
-    teaching: Teaching, *, student_width: int, batch_size: int, length: int, dtype: torch.dtype, device: str = "cpu"
-) -> Taught:
-    """Return what one worker holds for the teacher.
+def teaching_bytes(teaching: Teaching, **sizes: Any) -> Taught:
+    """Return what one worker holds for its teachers, who go forward one after the other; sizes are those of `_of_one`."""
+    found = [_of_one(each, **sizes) for each in teaching.each]
+    forward = max(taught.forward for taught in found)
+    return Taught(sum(taught.teacher for taught in found), forward, *(sum(taught[field] for taught in found) for field in (2, 3)))
+
+
+def _of_one(teaching: Teaching, *, student_width: int, batch_size: int, length: int, dtype: torch.dtype, device: str = "cpu") -> Taught:
+    """Return what one worker holds for one teacher.
 
     Args:
         student_width: H of the student.

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ray_jobs import distill, finetune, prepare
+from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ConfigError, StageMissing
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.distillation.influence import most_influential
@@ -105,3 +106,40 @@ def test_a_student_of_its_own_needs_the_teachers_vocabulary(finetuned, tiny_conf
     stage.write_json("influence.json", {**found, "influence": [1, 0, 0, 1]})
     stage.delete("manifest.json")
     assert distill.run(config, force=False)["layers"] == [0, 3], "a job that goes on reads what was measured"
+
+
+def test_two_teachers_teach_a_source_each(finetuned, tiny_model, tmp_path):
+    torch.manual_seed(1)
+    shape = AutoConfig.from_pretrained(tiny_model)
+    shape.hidden_size, shape.num_hidden_layers, shape.head_dim = 32, 2, 8
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "narrow")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path / "narrow")
+    second = {"model": str(tmp_path / "narrow"), "sources": ["pairs.jsonl"], "weight": 3.0}
+    shared = {"distill__teachers": {"second": second}, "distill__teacher_sources": ["*.md"], "distill__ce_weight": 0.0}
+    shared |= {"distill__max_steps": 12, "distill__learning_rate": 3e-3, "data__max_length": 256}
+    config = finetuned(**shared, workers__num_workers=2, distill__cache={"folder": str(tmp_path / "cache"), "dtype": "float32"})
+    with pytest.raises(ConfigError, match=r"\[distill\.teachers\.second\] sources: 'law' names no source .*notes\.md', '.*pairs\.jsonl'"):
+        prepare.check(replaced(config, second | {"sources": ["law"]}))
+    tokenizer.add_tokens(["<another>"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"\[distill\.teachers\.second\] model = .*token '<another>' has id None"):
+        distill.run(replaced(config, second | {"model": str(tmp_path / "other")}), force=False)
+    manifest = distill.run(config, force=False)
+    assert [each["sources"][0].rpartition("/")[2] for each in manifest["teachers"].values()] == ["notes.md", "pairs.jsonl"]
+    assert manifest["eval"]["kl_after_nats"] < manifest["eval"]["kl_before_nats"]
+    lines = [line for line in RunFolder(config).folder("distill").read_jsonl("metrics.jsonl") if "loss" in line]
+    assert all({"kl_teacher", "kl_second"} <= line["terms"].keys() for line in lines)
+    card = (RunFolder(config).folder("distill").local("student") / "README.md").read_text()
+    assert "- Teacher second: narrow; taught pairs.jsonl, with weight 3" in card
+    assert str(tmp_path) not in card
+    told = manifest["teacher_targets"]
+    assert told["read"] > 0 < told["computed"] and told["cached_bytes"] > 0
+
+
+def replaced(config, second):
+    """Return a config with another second teacher."""
+    tree = config.model_dump()
+    tree["distill"] |= {"teachers": {"second": second}}
+    return validate(tree)

@@ -49,7 +49,7 @@ def test_own_answers_go_on_after_a_lost_worker_as_in_one_undisturbed_process(tau
     job = distill.make_job(config, folder.model("teacher"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    student, loss = job.build(job.student_from(job.first_start()), None, 1, "cpu")
+    student, loss = job.build(job.student_from(job.first_start()), {}, 1, {}, "cpu")
     rows = PackedRows(folder.folder("prepare").local("train"))
     train(student, loss, rows, eval_rows=None, recipe=Recipe.of(config.distill.model_dump(), seed=config.run.seed))
     torch.set_num_threads(threads)

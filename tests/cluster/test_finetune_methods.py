@@ -44,7 +44,7 @@ def test_a_teacher_trained_whole_is_the_teacher_of_every_later_stage(tiny_config
 
     start = Start(source.model, (0, 3), source.adapter)
     job = distill.make_job(config, source)
-    student, loss = job.build(job.student_from(start), None, 1, "cpu")
+    student, loss = job.build(job.student_from(start), {}, 1, {}, "cpu")
     assert torch.equal(logits(loss.targets.model.float()), logits(written))
     assert torch.equal(student.get_input_embeddings().weight, written.get_input_embeddings().weight)
     engine = open_engine(**source._asdict(), dtype="float32", device="cpu")

@@ -5,7 +5,7 @@ import pytest
 from ray_jobs.core.config_distill import DistillSection
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.layers import pair_layers
-from ray_jobs.distillation.loss_checks import check_hidden_loss, check_one_teacher, check_uld
+from ray_jobs.distillation.loss_checks import check_hidden_loss, check_several, check_uld
 
 GOOD = {"layers": "mapped", "targets": "worker", "cache_keeps": None, "widths": (64, 64), "cuts_parameters": True}
 NUMBERS = {"num_student_layers": 2, "num_teacher_layers": 6}
@@ -82,6 +82,9 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 
 def test_what_is_not_done_is_refused_instead_of_left_out():
-    check_one_teacher(teachers=[])
-    with pytest.raises(ConfigError, match=r"\[distill.teachers.law\]: .* leave out"):
-        check_one_teacher(teachers=["law"])
+    check_several(DistillSection(hidden_weight=1.0).model_dump())
+    several = DistillSection(teachers={"law": {"model": "other"}}).model_dump()
+    check_several(several)
+    for wrong in ({"hidden_weight": 1.0}, {"targets": "text"}, {"kd_weight": 0}):
+        with pytest.raises(ConfigError, match=rf"\[distill.teachers.law\] does not go with distill.{next(iter(wrong))} .* leave out"):
+            check_several(several | wrong)

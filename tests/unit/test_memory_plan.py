@@ -339,6 +339,18 @@ def test_a_teacher_in_4_bits_elsewhere_or_silent_leaves_room():
     assert plan_with(hidden_pairs=16).activations - whole.activations == 16 * 64 * 2 * 4096 * (2 + 4)
 
 
+def test_all_teachers_are_planned_and_go_forward_one_after_the_other():
+    one, other = (predict(Request(STUDENT, "full", WORK, teaching=Teaching(settings))) for settings in (LLAMA_2, STUDENT))
+    both = predict(Request(STUDENT, "full", WORK, teaching=Teaching(LLAMA_2, others=(STUDENT,))))
+    silent = predict(Request(STUDENT, "full", WORK))
+    assert both.teacher == one.teacher + other.teacher
+    assert both.logits - silent.logits == one.logits + other.logits - 2 * silent.logits
+    assert max(one.activations, other.activations) >= both.activations
+    assert both.method == "distillation, 16 of 32 layers, 2 teachers"
+    stored = Teaching(LLAMA_2, quantization=Quantization("nf4"), adapter_rank=8, others=(STUDENT,)).each
+    assert [(each.quantization.type, each.adapter_rank, each.others) for each in stored] == [("nf4", 8, ()), ("nf4", 0, ())]
+
+
 def test_an_adapter_on_the_student_is_planned_as_one_on_any_model():
     alone = predict(Request(STUDENT, "qlora", WORK, Lora(16)))
     taught = predict(Request(STUDENT, "qlora", WORK, Lora(16), teaching=Teaching(LLAMA_2)))
@@ -357,7 +369,7 @@ def test_pool_and_cache_are_planned_against_what_they_are_given(tiny_config, tmp
     lines = "\n".join(summary["headline"])
     assert "distill.pool.memory gives 1.00 GiB (1.07 GB): fits" in lines
     assert "cache: 128 bytes a trained token of a budget of 50.00 GiB (53.69 GB); tokens unknown" in lines
-    kept = cache_plan({"keep": "top_k", "top_k": 64, "dtype": "bfloat16"}, teacher=LLAMA_2, tokens=10**9, budget=31 * 10**9)
+    kept = cache_plan({"keep": "top_k", "top_k": 64, "dtype": "bfloat16"}, teachers=[LLAMA_2], tokens=10**9, budget=31 * 10**9)
     assert kept.total == 10**9 * TopKCodec(64, 32000).bytes_per_position
     assert "does not fit: 90% are computed each time" in kept.line
     with pytest.raises(ConfigError, match=r"an actor of \[distill.pool\] needs .* distill.pool.memory gives 100.00 MiB"):

@@ -73,3 +73,19 @@ def test_no_path_or_store_is_told(name, shown):
     card = model_card(LINEAGE._replace(own_model=name), FACTS)
     assert f"- Student: {shown}, from its own weights" in card
     assert name == shown or name not in card
+
+
+def test_several_teachers_are_named_with_what_they_taught():
+    teachers = {
+        "teacher": {"model": "x", "sources": ["/home/me/course/a.md"], "weight": 1.0, "kl_before_nats": 2.0, "kl_after_nats": 0.5},
+        "law": {"model": "/home/me/law-7b", "sources": ["laws.jsonl"], "weight": 2.5, "kl_before_nats": 1.0, "kl_after_nats": 0.25},
+    }
+    card = model_card(LINEAGE, {**FACTS, "teachers": teachers})
+    for words in (
+        "(with an adapter trained on quantized weights); taught a.md, with weight 1\n",
+        "\n- Teacher law: law-7b; taught laws.jsonl, with weight 2.5\n- Student",
+        "| KL to the teachers by their shares, nats a token | 1.5 | 0.25 | 0 |",
+        "| KL to teacher law, on what it taught | 1 | 0.25 | 0 |",
+    ):
+        assert words in card
+    assert "/home/me" not in card
