@@ -108,7 +108,7 @@ def test_a_student_of_its_own_needs_the_teachers_vocabulary(finetuned, tiny_conf
     assert distill.run(config, force=False)["layers"] == [0, 3], "a job that goes on reads what was measured"
 
 
-def test_two_teachers_teach_a_source_each(finetuned, tiny_model, tmp_path):
+def test_two_teachers_teach_a_source_each_in_workers_and_from_pools(finetuned, tiny_model, tmp_path):
     torch.manual_seed(1)
     shape = AutoConfig.from_pretrained(tiny_model)
     shape.hidden_size, shape.num_hidden_layers, shape.head_dim = 32, 2, 8
@@ -128,6 +128,7 @@ def test_two_teachers_teach_a_source_each(finetuned, tiny_model, tmp_path):
         distill.run(replaced(config, second | {"model": str(tmp_path / "other")}), force=False)
     manifest = distill.run(config, force=False)
     assert [each["sources"][0].rpartition("/")[2] for each in manifest["teachers"].values()] == ["notes.md", "pairs.jsonl"]
+    before = {name: each["kl_before_nats"] for name, each in manifest["teachers"].items()}
     assert manifest["eval"]["kl_after_nats"] < manifest["eval"]["kl_before_nats"]
     lines = [line for line in RunFolder(config).folder("distill").read_jsonl("metrics.jsonl") if "loss" in line]
     assert all({"kl_teacher", "kl_second"} <= line["terms"].keys() for line in lines)
@@ -136,10 +137,14 @@ def test_two_teachers_teach_a_source_each(finetuned, tiny_model, tmp_path):
     assert str(tmp_path) not in card
     told = manifest["teacher_targets"]
     assert told["read"] > 0 < told["computed"] and told["cached_bytes"] > 0
+    pooled = replaced(config, second, targets="pool", cache={}, max_steps=2, pool={"memory": "2GiB"})
+    again = distill.run(pooled, force=True)
+    assert {name: each["kl_before_nats"] for name, each in again["teachers"].items()} == pytest.approx(before, rel=1e-3)
+    assert again["teacher_targets"]["pool_actors"] == 2
 
 
-def replaced(config, second):
-    """Return a config with another second teacher."""
+def replaced(config, second, **changes):
+    """Return a config with another second teacher and other fields of [distill]."""
     tree = config.model_dump()
-    tree["distill"] |= {"teachers": {"second": second}}
+    tree["distill"] |= {"teachers": {"second": second}, **changes}
     return validate(tree)
