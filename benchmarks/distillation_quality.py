@@ -1,6 +1,6 @@
 """What each part of the recipe is worth, after DistilBERT's table: students of SmolLM2-135M's layers, on the course and WikiText-2.
 
-python -m benchmarks.distillation_quality --wikitext FOLDER [--steps 12] [--rows triple ce-only] [--out distillation_quality.jsonl]
+python -m benchmarks.distillation_quality --wikitext FOLDER [--steps 40] [--rows triple ce-only] [--out distillation_quality.jsonl]
 
 FOLDER holds WikiText-2's valid.txt (trained on) and test.txt (held out). A row that --out has already with the same settings is
 not trained again. benchmarks/DISTILLATION.md has the results.
@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL, help="the teacher")
     parser.add_argument("--layers", type=int, default=20, help="layers of the students")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
     parser.add_argument("--global-batch-size", type=int, default=4, help="rows of a step")
     parser.add_argument("--micro-batch-size", type=int, default=2)
