@@ -83,7 +83,7 @@ class CacheSection(Section):
     top_k: Positive = 64
     """Tokens kept for each position with `keep = "top_k"`."""
     budget: str = "50GiB"
-    """Size from which nothing more is kept; what is missing is computed."""
+    """Size of one teacher's targets in one form from which nothing more of them is kept; what is missing is computed."""
 
     @property
     def rounds(self) -> bool | None:

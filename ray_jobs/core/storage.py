@@ -156,6 +156,10 @@ class Storage:
         self.delete(name)
         self.fs.move(staging, f"{self.root}/{name}") if self.is_local else self._move_folder(staging, name)
 
+    def uploaded(self, name: str) -> bool:
+        """Return whether a folder that `upload` put here is there, and whole: a remote one grows file by file."""
+        return self.exists(name) and not self.exists(f".{name}.tmp")
+
     def _move_folder(self, staging: str, name: str) -> None:
         pafs.copy_files(staging, f"{self.root}/{name}", source_filesystem=self.fs, destination_filesystem=self.fs)
         self.fs.delete_dir(staging)

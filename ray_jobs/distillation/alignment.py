@@ -18,11 +18,12 @@ DIFFERENT = 0.05
 """Relative gap from which targets differ; rounding in 16 bits stays below a fifth of it."""
 
 
-def check_alignment(targets: Targets, batch: Batch) -> bool:
+def check_alignment(targets: Targets, batch: Batch, *, whose: str = "the teacher") -> bool:
     """Ask the teacher for two short rows and refuse targets at wrong positions; False where nothing could be asked yet.
 
     Args:
         batch: whose first tokens are taken.
+        whose: the targets are, for the message.
 
     Raises:
         TrainingFailed: the targets differ from another position on than the rows do; the message has the numbers.
@@ -37,7 +38,7 @@ def check_alignment(targets: Targets, batch: Batch) -> bool:
     if first != changed:
         seen = "do not differ" if first is None else f"differ from position {first} on"
         raise TrainingFailed(
-            f"self-check of the teacher: of two rows that differ from position {changed} on the targets {seen} (relative gaps "
+            f"self-check of {whose}: of two rows that differ from position {changed} on the targets {seen} (relative gaps "
             f"{', '.join(f'{gap:.2g}' for gap in gaps_N)}; {DIFFERENT:g} is the limit): they are of other positions than those they are "
             "used at. Training would go wrong in silence, so it does not start: report this with your versions of torch and transformers"
         )

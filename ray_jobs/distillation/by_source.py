@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ray_jobs.distillation.alignment import check_alignment
 from ray_jobs.distillation.cache import CachedTargets
 from ray_jobs.distillation.targets import HiddenTarget, OneTarget, Part, SeveralTarget, Target, Targets
 from ray_jobs.training.batches import IGNORE, Batch, Row, collate
@@ -25,6 +26,7 @@ class TeachersBySource:
 
     def __init__(self, teachers: Mapping[str, Targets], shares_SK: Tensor):
         self._teachers, self._shares_SK = dict(teachers), shares_SK
+        self._aligned: set[str] = set()
 
     @property
     def ahead(self) -> int:
@@ -52,7 +54,11 @@ class TeachersBySource:
             targets.announce([part for part in parts if part is not None])
 
     def of(self, batch: Batch) -> SeveralTarget:
-        """Return what the teachers say at the batch's valid positions."""
+        """Return what the teachers say at the batch's valid positions; each teacher's alignment is checked with its first answer.
+
+        Raises:
+            TrainingFailed: the targets of one are of other positions than they should be.
+        """
         device, on_host = batch.labels_BT.device, batch.to("cpu")
         parts: dict[str, Part | None] = dict.fromkeys(self._teachers)
         for number, (name, targets) in enumerate(self._teachers.items()):
@@ -60,12 +66,12 @@ class TeachersBySource:
             if asked is not None:
                 places_M, shares_M = self._places(on_host, number)
                 parts[name] = Part(_one(targets.of(asked.to(device))), places_M.to(device), shares_M.to(device))
+                if name not in self._aligned and check_alignment(targets, asked.to(device), whose=f"teacher {name}"):
+                    self._aligned.add(name)
         return SeveralTarget(parts)
 
     def probe(self, batch: Batch) -> HiddenTarget | None:
-        """Return final hidden states of a batch that is not trained on, those of all loaded teachers side by side; None of none."""
-        found = [target for targets in self._teachers.values() if (target := targets.probe(batch)) is not None]
-        return HiddenTarget(torch.cat([target.hidden_NH for target in found], dim=-1), found[0].head_VH) if found else None
+        """Return nothing: each teacher is asked by itself, as one could hide beside another with larger numbers."""
 
     def flush(self) -> None:
         """Make safe what is kept for later runs."""

@@ -159,8 +159,8 @@ class CachedTargets:
         return self._kept.join([data for key in keys if key is not None and (data := rows[key])], self.head, device)
 
     def probe(self, batch: Batch) -> HiddenTarget | None:
-        """Return final hidden states of a batch that is not trained on; None where no teacher is loaded."""
-        return self._inner.probe(batch)
+        """Return final hidden states of a batch that is not trained on; None as long as all was read, so that no teacher starts for it."""
+        return self._inner.probe(batch) if self._computed else None
 
     def flush(self) -> None:
         """Make safe what was computed so far."""

@@ -59,6 +59,12 @@ class DistillJob:
         """All teachers by name, the fine-tuned one first."""
         return {FIRST: self.teacher, **{name: ModelSource(model) for name, model in self.others.items()}}
 
+    @property
+    def stored_as(self) -> str:
+        """How the teachers' linear layers are stored, in words that differ where their numbers do: a cache is told apart by them."""
+        kind = self.distill["teacher_quantization"]
+        return f"{kind} with double quantization" if kind in ("nf4", "fp4") and self.double_quantization else kind
+
     def load_teacher(self, device: str, name: str = FIRST) -> Any:
         """Return a frozen teacher on a device, stored as [distill] says."""
         kind, dtype = self.distill["teacher_quantization"], choose_dtype(self.teacher_dtype, device)
@@ -150,10 +156,9 @@ class DistillJob:
         cache, teaching = self.cache, teaching_of(self.distill)
         if cache is not None:
             cache = cache._replace(budget_bytes=cache.budget_bytes // len(teaching))
-        stored = (self.distill["teacher_quantization"], self.teacher_dtype)
         found = {}
         for name, model in self.teachers.items():
-            teacher = Teacher(*model, *stored, functools.partial(self.load_teacher, name=name))
+            teacher = Teacher(*model, self.stored_as, self.teacher_dtype, functools.partial(self.load_teacher, name=name))
             own = sum(counts.get("train_rows", num_rows) for source, counts in sources.items() if teaching[name].covers(source))
             found[name] = make_targets(teacher, pool=pools.get(name), cache=cache, num_rows=min(num_rows, max(1, own)), **options)
         if not self.others:

@@ -25,6 +25,8 @@ def check_losses(
         ConfigError: what does not go together, or a layer that a model does not have.
     """
     keeps = section["cache"]["keep"] if section["cache"]["folder"] else None
+    if section["targets"] == "text":
+        check_text(section)
     if section["vocabulary"] == "uld":
         check_uld(section, has_model=start.layers is None, cache_keeps=keeps)
     check_several(section)
@@ -59,11 +61,34 @@ def check_uld(section: dict[str, Any], *, has_model: bool, cache_keeps: str | No
         f"distill.hidden_weight = {section['hidden_weight']:g}": section["hidden_weight"] > 0,
         f"distill.on_policy.share = {section['on_policy']['share']:g}": section["on_policy"]["share"] > 0,
         "[distill.teachers]": bool(section["teachers"]),
+        f'distill.divergence = "{section["divergence"]}"': section["divergence"] != "forward_kl",
+        f'distill.balance = "{section["balance"]}"': section["balance"] != "none",
     }
     for what in (what for what, is_set in refused.items() if is_set):
         raise ConfigError(
             f'distill.vocabulary = "uld" compares sorted distributions of one teacher with those of a model with a tokenizer of its own; '
             f'it does not go with {what}: change that, or use vocabulary = "same"'
+        )
+
+
+def check_text(section: dict[str, Any]) -> None:
+    """Refuse what a teacher that gives words alone does not bring: the student would train without it in silence.
+
+    Args:
+        section: the fields of [distill].
+
+    Raises:
+        ConfigError: names what does not go with it.
+    """
+    refused = {
+        f"distill.hidden_weight = {section['hidden_weight']:g}": section["hidden_weight"] > 0,
+        f'distill.balance = "{section["balance"]}"': section["balance"] != "none",
+        f'distill.cache.folder = "{section["cache"]["folder"]}"': section["cache"]["folder"] is not None,
+    }
+    for what in (what for what, is_set in refused.items() if is_set):
+        raise ConfigError(
+            f'distill.targets = "text" trains on the teacher\'s words by cross-entropy alone and keeps answers, not targets; it does not '
+            f'go with {what}: leave that out, or use targets = "worker" or "pool"'
         )
 
 

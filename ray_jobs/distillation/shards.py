@@ -133,7 +133,10 @@ class ShardStore:
             self._being_written.append((rows, self._writer.submit(self._write, rows)))
 
     def _forget_written(self) -> None:
-        self._being_written = [(rows, written) for rows, written in self._being_written if not written.done()]
+        done = [written for _, written in self._being_written if written.done()]
+        self._being_written = [(rows, written) for rows, written in self._being_written if written not in done]
+        for written in done:
+            written.result()  # raises what is no OSError
 
     def _write(self, rows: dict[str, bytes]) -> None:
         data = _to_shard(rows, self._kind)
@@ -155,10 +158,10 @@ class ShardStore:
 
     def _look(self) -> None:
         """Read the headers of shards that are new, and forget those that are gone."""
-        self._looked = time.monotonic()
+        self._looked, known = time.monotonic(), set(self._sizes)  # before the listing, which lacks what is written meanwhile
         infos = self._folder.fs.get_file_info(pafs.FileSelector(self._folder.root, allow_not_found=True))
         found = {info.base_name: info for info in infos if info.is_file}
-        for gone in self._sizes.keys() - found.keys():
+        for gone in known - found.keys():
             self._forget(gone)
         self._clean([info for name, info in found.items() if ".safetensors.tmp-" in name])
         new = [name for name in found if _NAME.fullmatch(name) and name not in self._sizes and name not in self._ignored]

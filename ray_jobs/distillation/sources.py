@@ -28,8 +28,8 @@ class Teacher(NamedTuple):
     """As `resolve_model` takes it."""
     adapter: str | None
     """PEFT folder or URI."""
-    quantization: str
-    """How its linear layers are stored, or "none"."""
+    stored_as: str
+    """How its linear layers are stored, in words that differ where their numbers do."""
     dtype: str
     """Of its matrix products, as `choose_dtype` takes it."""
     load: Callable[[str], nn.Module]
@@ -84,7 +84,7 @@ def make_targets(
         inner = WorkerTeacher(load(), layers=layers) if cache is None else LazyTeacher(load, load_head)
     if cache is None:
         return inner
-    identity = teacher_identity(folder, adapter, quantization=teacher.quantization, dtype=str(dtype).removeprefix("torch."))
+    identity = teacher_identity(folder, adapter, quantization=teacher.stored_as, dtype=str(dtype).removeprefix("torch."))
     settings = AutoConfig.from_pretrained(folder).get_text_config()
     kept, kind = _kept(cache, width=settings.hidden_size, vocabulary=num_tokens or settings.vocab_size)
     store = ShardStore(Storage(cache.folder).sub(identity[:32]).sub(kind), kind=f"{kind} of {identity}", budget_bytes=cache.budget_bytes)

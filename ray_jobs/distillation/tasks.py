@@ -75,7 +75,7 @@ def merge_adapter(student: Student, stage: Storage, workers: Any) -> None:
     Raises:
         ClusterError: no node can hold it.
     """
-    if not stage.exists(STUDENT):
+    if not stage.uploaded(STUDENT):
         say("distill: merging the adapter into the student")
         require("[workers] of the merge", workers.bundle)
         task_results([start_task(merge_student, student, stage, workers, bundle=workers.bundle)], what="distill")

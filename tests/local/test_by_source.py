@@ -7,6 +7,7 @@ import torch
 from packed_rows import write_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.by_source import TeachersBySource
 from ray_jobs.distillation.cache import CachedTargets, KeptHidden
@@ -52,6 +53,9 @@ class Asked(WorkerTeacher):
 
     def of(self, batch):
         self.tokens.append(batch.input_ids_BT.tolist())
+        return super().of(batch)
+
+    def probe(self, batch):
         return super().of(batch)
 
 
@@ -128,6 +132,20 @@ def test_a_teacher_is_asked_for_the_examples_of_its_sources_alone(rows, teachers
     nothing = targets.of(collate([rows[1]._replace(labels=rows[1].labels * 0 + IGNORE)]))
     assert nothing.parts == {"teacher": None, "law": None}
     assert len(teachers["law"].tokens) == 1
+
+
+def test_a_teacher_whose_word_is_of_other_positions_is_found_beside_a_louder_one(rows, teachers):
+    class Late(WorkerTeacher):
+        def of(self, batch):
+            target = super().of(batch)
+            return target._replace(hidden_NH=target.hidden_NH.roll(1, 0))
+
+    with torch.no_grad():
+        teachers["teacher"].model.get_decoder().norm.weight.mul_(1e4)
+    late = Late(teachers["law"].model)
+    loss = DistillLoss(TeachersBySource({"teacher": teachers["teacher"], "law": late}, SHARES), **WEIGHTS)
+    with pytest.raises(TrainingFailed, match=r"self-check of teacher law: of two rows that differ from position \d on"):
+        loss(llama(12, 1, seed=3), collate([rows[index] for index in range(len(rows))]))
 
 
 def test_terms_are_per_token_that_each_teaches_in_any_split(rows, teachers):

@@ -175,6 +175,17 @@ def test_students_that_cannot_be_are_refused_before_anything_starts(tiny_config,
         distill.check(tiny_config(**wrong))
 
 
+def test_a_cache_tells_apart_how_the_constants_of_a_quantized_teacher_are_stored(tiny_config):
+    from ray_jobs import distill
+
+    def stored_as(kind, double):
+        config = tiny_config(distill__teacher_quantization=kind, finetune__quantization={"double_quantization": double})
+        return distill.make_job(config, ModelSource(config.teacher.model)).stored_as
+
+    assert len({stored_as(kind, double) for kind in ("nf4", "fp4") for double in (True, False)}) == 4
+    assert {stored_as("none", double) for double in (True, False)} == {"none"}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

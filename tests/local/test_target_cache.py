@@ -14,7 +14,7 @@ from ray_jobs.distillation.identity import row_keys, teacher_identity
 from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.student import build_student
-from ray_jobs.distillation.targets import LazyTeacher
+from ray_jobs.distillation.targets import LazyTeacher, WorkerTeacher
 from ray_jobs.distillation.topk import TopKCodec, make_top_k
 from ray_jobs.training.batches import IGNORE, Batch, PackedRows, collate
 from ray_jobs.training.loop import train
@@ -139,6 +139,27 @@ def test_keys_know_tokens_labels_and_starts_but_no_padding(rows):
     assert len(keys) == 5
     nothing = Batch(batch.input_ids_BT, batch.position_ids_BT, torch.full_like(batch.labels_BT, IGNORE))
     assert row_keys("t", nothing) == [None]
+
+
+def test_no_teacher_is_started_to_be_checked_where_all_was_read(tiny_model, rows, tmp_path):
+    class Probed(WorkerTeacher):
+        """As a pool, which would start an actor for whatever it is asked."""
+
+        probes = 0
+
+        def probe(self, batch):
+            self.probes += 1
+            return super().probe(batch)
+
+    batch, probes = collate([rows[1]]), []
+    for _ in range(2):
+        teacher = Probed(load_model(tiny_model, dtype=torch.float32))
+        loss = DistillLoss(cached(teacher, tmp_path), **OPTIONS)
+        loss.ask(batch)
+        loss.ask(batch)
+        loss.flush()
+        probes.append(teacher.probes)
+    assert probes == [1, 0], "once with the first row that is computed, and never where all is read"
 
 
 def test_rows_that_count_nothing_ask_nobody(rows, lazy, tmp_path):

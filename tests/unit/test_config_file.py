@@ -55,6 +55,7 @@ def test_overrides_win_over_the_file_and_take_toml_values(minimal):
         (["--run.name", "a b"], "letters, digits, dot, dash, underscore"),
         (["--run.name", "../a"], "letters, digits, dot, dash, underscore"),
         (["--workers.memory", "16QB"], "'16QB' is not understood"),
+        (["--distill.kd_temperature", "inf"], "'distill.kd_temperature' = inf: Input should be a finite number"),
         (["--distill.kd_weight", "0", "--distill.ce_weight", "0"], "all 0: nothing to learn"),
         (["--finetune.lora", "3"], "'finetune.lora' = 3"),
         (["--run.name.x", "1"], "'name' is a value, not a section"),

@@ -5,7 +5,8 @@ import pytest
 from ray_jobs.core.config_distill import DistillSection
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.layers import pair_layers
-from ray_jobs.distillation.loss_checks import check_hidden_loss, check_several, check_uld
+from ray_jobs.distillation.loss_checks import check_hidden_loss, check_losses, check_several, check_uld
+from ray_jobs.distillation.start import Start
 
 GOOD = {"layers": "mapped", "targets": "worker", "cache_keeps": None, "widths": (64, 64), "cuts_parameters": True}
 NUMBERS = {"num_student_layers": 2, "num_teacher_layers": 6}
@@ -35,12 +36,31 @@ def test_what_cannot_be_computed_or_trained_is_refused_with_what_to_do(change, m
         ({"hidden_weight": 1.0}, True, None, r"distill.hidden_weight = 1"),
         ({"on_policy": {"share": 0.5}}, True, None, r"distill.on_policy.share = 0.5"),
         ({"teachers": {"law": {"model": "other"}}}, True, None, r"\[distill.teachers\]"),
+        ({"divergence": "reverse_kl"}, True, None, r'distill.divergence = "reverse_kl"'),
+        ({"balance": "magnitude"}, True, None, r'distill.balance = "magnitude"'),
     ],
 )
 def test_what_a_student_with_another_tokenizer_cannot_learn_by_is_refused(fields, has_model, cache_keeps, message):
     check_uld(DistillSection(vocabulary="uld").model_dump(), has_model=True, cache_keeps="hidden")
     with pytest.raises(ConfigError, match=rf"does not go with {message}: change that"):
         check_uld(DistillSection(vocabulary="uld", **fields).model_dump(), has_model=has_model, cache_keeps=cache_keeps)
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"hidden_weight": 1.0}, "distill.hidden_weight = 1"),
+        ({"preset": "distilbert"}, "distill.hidden_weight = 1"),
+        ({"balance": "magnitude"}, 'distill.balance = "magnitude"'),
+        ({"cache": {"folder": "kept"}}, 'distill.cache.folder = "kept"'),
+    ],
+)
+def test_what_a_teacher_of_words_alone_does_not_bring_is_refused(fields, what):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64}
+    options = {"student": sizes, "teacher": sizes, "start": Start("teacher", (0, 1)), "cuts_parameters": False}
+    check_losses(DistillSection(targets="text").model_dump(), **options)
+    with pytest.raises(ConfigError, match=f"by cross-entropy alone .* does not go with {what}: leave that out"):
+        check_losses(DistillSection(targets="text", **fields).model_dump(), **options)
 
 
 def test_layers_meet_as_the_config_says():

@@ -1,6 +1,7 @@
 """Rows in shards: they survive, are shared by writers, stay within a budget, and damage is found before use."""
 
 import threading
+import time
 
 import pytest
 
@@ -150,3 +151,43 @@ def test_large_rows_are_written_while_others_come(folder):
     assert {key: writer.read(key) for key in KEYS} == ROWS
     writer.flush()
     assert len(folder.names()) >= 8
+
+
+class Listed:
+    """A folder in which something happens while it is listed."""
+
+    def __init__(self, folder):
+        self._folder, self.fs, self.meanwhile = folder, self, lambda: None
+
+    def __getattr__(self, name):
+        return getattr(self._folder if hasattr(self._folder, name) else self._folder.fs, name)
+
+    def get_file_info(self, selector):
+        found = self._folder.fs.get_file_info(selector)
+        self.meanwhile()
+        return found
+
+
+def test_what_is_written_while_the_folder_is_listed_is_not_taken_for_gone(tmp_path):
+    folder = Listed(Storage(str(tmp_path / "s")))
+    writer = store(folder, refresh_s=0)
+
+    def write():
+        writer.put(some(0, 10))
+        writer.flush()
+
+    folder.meanwhile = write
+    writer.refresh()
+    assert [writer.read(key) for key in KEYS[:10]] == list(ROWS.values())[:10]
+
+
+def test_a_writer_that_fails_as_no_storage_does_is_heard(tmp_path):
+    class Broken(Listed):
+        def write_bytes(self, name, data):
+            raise ValueError("no bytes")
+
+    writer = store(Broken(Storage(str(tmp_path / "s"))), flush_bytes=1)
+    with pytest.raises(ValueError, match="no bytes"):  # by whichever call comes after it
+        writer.put(some(0, 1))
+        time.sleep(0.2)
+        writer.flush()

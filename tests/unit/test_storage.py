@@ -137,6 +137,19 @@ def test_upload_does_not_mix_in_what_a_killed_one_left(tmp_path):
     assert storage.sub("model").names() == ["whole"]
 
 
+def test_a_folder_that_a_kill_left_half_uploaded_is_not_taken_for_whole(tmp_path):
+    storage = Storage(str(tmp_path / "s"))
+    assert not storage.uploaded("model")
+    for place in (".model.tmp/weights", ".model.tmp/config", "model/config"):  # the second copy of a remote upload, cut short
+        storage.write_bytes(place, b"")
+    assert storage.exists("model") and not storage.uploaded("model")
+    (tmp_path / "new").mkdir()
+    for name in ("weights", "config"):
+        (tmp_path / "new" / name).write_text("")
+    storage.upload(tmp_path / "new", "model")
+    assert storage.uploaded("model") and storage.sub("model").names() == ["config", "weights"]
+
+
 def test_download_makes_a_new_copy_only_when_the_listing_changed(tmp_path, cache):
     storage = Storage(str(tmp_path / "s"))
     storage.write_bytes("model/a", b"1")
