@@ -14,7 +14,7 @@ from torch import nn
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.distillation.by_source import TeachersBySource
 from ray_jobs.distillation.cache import CachedTargets
-from ray_jobs.distillation.loss import DistillLoss
+from ray_jobs.distillation.loss import DistillLoss, term_of
 from ray_jobs.distillation.own_answers import Writing, rewrite
 from ray_jobs.distillation.targets import Targets
 from ray_jobs.training.batches import Batch
@@ -73,9 +73,10 @@ class OnPolicyLoss(DistillLoss):
         return list(drawn)
 
     def after_step(self, terms: dict[str, float]) -> None:
-        """Take the terms' means of a step; the cross-entropy of its own words says nothing of the text's."""
+        """Take the terms' means of a step; the cross-entropy of its own words says nothing of the text's, whose factor stays."""
         if self.balance and self._is_own:
-            terms = self.balance.state() | {name: value for name, value in terms.items() if name != "ce"}
+            factor = self.balance.factor("ce")
+            terms = {**terms, "ce": terms[term_of(self.divergence)] / factor if factor else 0.0}
         super().after_step(terms)
 
     def counts(self) -> dict[str, float]:

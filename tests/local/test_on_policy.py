@@ -140,6 +140,16 @@ def test_the_share_of_steps_is_exact_and_own_steps_leave_out_the_labels(teacher,
     assert sum(map(loss.draws, range(1000))) == 300
 
 
+def test_a_step_on_own_answers_leaves_the_balance_of_the_texts_labels_as_it_was(teacher, student, rows):
+    options = {"divergence": Divergence("reverse_kl"), "kd_weight": 0.9, "ce_weight": 0.1, "balanced": True}
+    loss = OnPolicyLoss(WorkerTeacher(teacher), share=0.5, writing=SAMPLED, **options)
+    _, lines = distil(teacher, student, rows, share=0.5, loss=loss, max_steps=3)
+    first, own, after = (line["terms"] for line in lines)
+    assert own["reverse_kl"] != pytest.approx(first["reverse_kl"], rel=0.01)
+    factor = first["reverse_kl"] / first["ce"]
+    assert lines[2]["loss"] == pytest.approx(0.9 * after["reverse_kl"] + 0.1 * factor * after["ce"], rel=1e-5)
+
+
 def test_a_resumed_run_equals_the_undisturbed_one_and_a_split_step_the_whole(teacher, rows, tmp_path):
     def keep(step, save):
         (tmp_path / str(step)).mkdir()
