@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.distillation.identity import row_keys
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.targets import HiddenTarget, Target, Targets
@@ -28,8 +29,8 @@ class Kept(Protocol):
     def bytes_per_position(self) -> int:
         """Bytes of one valid position."""
 
-    def make(self, target: HiddenTarget, labels_N: Tensor) -> bytes:
-        """Return what is kept of one row's target."""
+    def make(self, target: HiddenTarget, labels_N: Tensor) -> bytes | None:
+        """Return what is kept of one row's target; None where it would not be finite."""
 
     def join(self, rows: Sequence[bytes], head: Callable[[], Tensor], device: torch.device) -> Target:
         """Return the target of a batch from those of its rows."""
@@ -46,9 +47,10 @@ class KeptHidden(NamedTuple):
         """Bytes of one valid position."""
         return self.width * self.dtype.itemsize
 
-    def make(self, target: HiddenTarget, labels_N: Tensor) -> bytes:
-        """Return what is kept of one row's target."""
-        return target.hidden_NH.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy().tobytes()
+    def make(self, target: HiddenTarget, labels_N: Tensor) -> bytes | None:
+        """Return what is kept of one row's target; None where it would not be finite."""
+        states_NH = target.hidden_NH.to("cpu", self.dtype).contiguous()
+        return states_NH.view(torch.uint8).numpy().tobytes() if states_NH.isfinite().all() else None
 
     def join(self, rows: Sequence[bytes], head: Callable[[], Tensor], device: torch.device) -> HiddenTarget:
         """Return the target of a batch from those of its rows, in the head's type."""
@@ -67,10 +69,11 @@ class KeptTopK(NamedTuple):
         """Bytes of one valid position."""
         return self.codec.bytes_per_position
 
-    def make(self, target: HiddenTarget, labels_N: Tensor) -> bytes:
-        """Return what is kept of one row's target."""
+    def make(self, target: HiddenTarget, labels_N: Tensor) -> bytes | None:
+        """Return what is kept of one row's target; None where it would not be finite."""
         head_VH = target.head_VH[: self.codec.vocabulary]  # rows beyond are padding
-        return self.codec.encode(make_top_k(target.hidden_NH, head_VH, labels_N, k=self.codec.k).to("cpu"))
+        found = make_top_k(target.hidden_NH, head_VH, labels_N, k=self.codec.k).to("cpu")
+        return self.codec.encode(found) if found.log_p_NK.isfinite().all() else None
 
     def join(self, rows: Sequence[bytes], head: Callable[[], Tensor], device: torch.device) -> TopKTarget:
         """Return the target of a batch from those of its rows."""
@@ -88,12 +91,13 @@ class CachedTargets:
         store: where targets are kept, for this teacher and this kind alone.
         identity: of the teacher.
         kept: what is kept of a target.
+        whose: the teacher, for messages.
         epoch_rows: rows of an epoch on this worker; the teacher is released after so many were read in a row.
     """
 
-    def __init__(self, inner: Targets, store: ShardStore, *, identity: str, kept: Kept, epoch_rows: int):
+    def __init__(self, inner: Targets, store: ShardStore, *, identity: str, kept: Kept, epoch_rows: int, whose: str = "the teacher"):
         self._inner, self._store, self._identity, self._kept = inner, store, identity, kept
-        self._epoch_rows = epoch_rows
+        self._epoch_rows, self._whose = epoch_rows, whose
         self._readers = ThreadPoolExecutor(_READERS, "target-reader")
         self._ahead: dict[str, Future[bytes | None]] = {}
         self._asked: set[str] = set()
@@ -143,7 +147,11 @@ class CachedTargets:
                 self._inner.announce([_rows_of(batch, missing)])
 
     def of(self, batch: Batch) -> Target:
-        """Return the target at the batch's valid positions: read where it is kept, else computed and kept."""
+        """Return the target at the batch's valid positions: read where it is kept, else computed and kept.
+
+        Raises:
+            TrainingFailed: what was computed is NaN or infinite; nothing of it is kept.
+        """
         device = batch.input_ids_BT.device
         on_host = batch.to("cpu")
         keys = row_keys(self._identity, on_host)
@@ -195,7 +203,16 @@ class CachedTargets:
         sizes = (labels_BT != IGNORE).sum(1).tolist()
         labels = labels_BT[labels_BT != IGNORE].split(sizes)
         hidden = target.hidden_NH.split(sizes)
-        return [self._kept.make(HiddenTarget(rows_NH, target.head_VH), each) for rows_NH, each in zip(hidden, labels, strict=True)]
+        made = [self._kept.make(HiddenTarget(rows_NH, target.head_VH), each) for rows_NH, each in zip(hidden, labels, strict=True)]
+        broken = [row for row, data in enumerate(made) if data is None]
+        if broken:
+            begins = "; ".join(f"row {missing[row]} begins {part.input_ids_BT[row, :8].tolist()}" for row in broken)
+            raise TrainingFailed(
+                f"targets of {self._whose} are NaN or infinite, computed in {target.hidden_NH.dtype}, at {len(broken)} of {len(made)} rows "
+                f'of a micro-batch (token ids: {begins}); none of these rows is kept. Use distill.dtype = "float32", and '
+                'distill.cache.dtype = "float32" where float16 is too narrow for what is kept; else look for such numbers in its weights'
+            )
+        return [data for data in made if data is not None]
 
     def _count(self, *, num_read: int, num_computed: int) -> None:
         self._read += num_read

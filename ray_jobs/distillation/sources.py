@@ -88,7 +88,8 @@ def make_targets(
     settings = AutoConfig.from_pretrained(folder).get_text_config()
     kept, kind = _kept(cache, width=settings.hidden_size, vocabulary=num_tokens or settings.vocab_size)
     store = ShardStore(Storage(cache.folder).sub(identity[:32]).sub(kind), kind=f"{kind} of {identity}", budget_bytes=cache.budget_bytes)
-    return CachedTargets(inner, store, identity=identity, kept=kept, epoch_rows=math.ceil(num_rows / world_size()))
+    epoch_rows, whose = math.ceil(num_rows / world_size()), f"the teacher {teacher.model}"
+    return CachedTargets(inner, store, identity=identity, kept=kept, epoch_rows=epoch_rows, whose=whose)
 
 
 def check_cache(folder: str | None, keep: str, *, kd_temperature: float) -> None:

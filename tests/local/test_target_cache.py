@@ -1,11 +1,14 @@
 """The cache around a teacher: what is computed once, what a run with it gives, and when the teacher is in memory."""
 
+import math
+import re
 import shutil
 
 import pytest
 import torch
 from packed_rows import write_rows
 
+from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.core.storage import Storage
 from ray_jobs.distillation.cache import CachedTargets, KeptHidden, KeptTopK
 from ray_jobs.distillation.divergence import Divergence
@@ -105,6 +108,32 @@ def test_what_was_just_computed_is_what_would_be_read(rows, lazy, tmp_path, name
         whole = make_top_k(exact.hidden_NH, exact.head_VH, labels, k=32)
         torch.testing.assert_close(read.log_p_NK, whole.log_p_NK, atol=1e-3, rtol=0)
         assert torch.equal(read.token_ids_NK, whole.token_ids_NK)
+
+
+class Broken(WorkerTeacher):
+    """A teacher with one number in its last states that is not as it should be."""
+
+    number = math.nan
+
+    def of(self, batch):
+        target = super().of(batch)
+        target.hidden_NH[-1, 3] = self.number
+        return target
+
+
+@pytest.mark.parametrize(
+    ("number", "kept"),
+    [(math.nan, EXACT), (math.inf, EXACT), (1e6, KeptHidden(64, torch.float16)), (math.nan, KeptTopK(TopKCodec(32, 49152)))],
+)
+def test_targets_that_are_not_finite_are_refused_where_they_are_computed_and_not_kept(tiny_model, rows, tmp_path, number, kept):
+    teacher = Broken(load_model(tiny_model, dtype=torch.float32))
+    teacher.number = number
+    targets = cached(teacher, tmp_path, kept=kept)
+    begins = re.escape(str(rows[1].input_ids[:8].tolist()))
+    message = rf"targets of the teacher are NaN or .* at 1 of 2 rows .*row 1 begins {begins}.* is kept\. Use distill\.dtype = \"float32\""
+    with pytest.raises(TrainingFailed, match=message):
+        targets.of(collate([rows[0], rows[1]]))
+    assert targets.facts()["cached_bytes"] == 0
 
 
 def test_a_damaged_shard_is_computed_again_with_an_equal_result(tiny_model, rows, lazy, tmp_path):
