@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_jobs.core.errors import ConfigError
+from ray_jobs.distillation.fused_head import scale_
 from ray_jobs.distillation.retokenize import Retokenizer
 from ray_jobs.distillation.target_hooks import AsksTargets
 from ray_jobs.distillation.targets import HiddenTarget, Targets
@@ -101,7 +102,7 @@ class _SortedDistance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total):
-        grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
+        grads = [None if grad is None else scale_(grad, grad_total) for grad in ctx.saved_tensors]
         return *grads, None, None, None, None, None
 
 

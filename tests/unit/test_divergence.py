@@ -27,6 +27,18 @@ def case():
     return make_case()
 
 
+def test_the_mean_over_positions_is_not_rounded_to_the_type_of_the_weights():
+    found = []
+    for positions in (1, 300):
+        student, head, teacher, teacher_head, labels = make_case(rows=300, dtype=torch.bfloat16)
+        total = fused_head_loss(student, head, teacher, teacher_head, labels, **KL).total
+        (total / positions).backward()
+        found.append([student.grad.double(), head.grad.double()])
+    for whole, mean in zip(*found, strict=True):
+        share = float((mean * whole).sum() / whole.square().sum()) * 300
+        assert share == pytest.approx(1, abs=5e-4)  # 1 / 300 is 0.2% off in bfloat16; each element's own rounding averages out
+
+
 @pytest.fixture
 def logits(case):
     student, head, teacher, teacher_head, _ = case
