@@ -38,6 +38,11 @@ class TeachersBySource:
         """Seconds in which `of` waited for what comes from elsewhere, since the start."""
         return sum(targets.waited_s for targets in self._teachers.values())
 
+    @property
+    def top_k(self) -> dict[str, int | None]:
+        """Tokens that are kept of each teacher's distributions; None where it gives hidden states."""
+        return {name: targets.top_k if isinstance(targets, CachedTargets) else None for name, targets in self._teachers.items()}
+
     def head(self) -> Tensor:
         """Return the first teacher's output embedding."""
         return next(iter(self._teachers.values())).head()

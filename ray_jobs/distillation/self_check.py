@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ray_jobs.core.errors import TrainingFailed
+from ray_jobs.distillation.by_source import TeachersBySource
 from ray_jobs.distillation.cache import CachedTargets
-from ray_jobs.distillation.stand_in import dense_loss, stand_in
+from ray_jobs.distillation.stand_in import Form, dense_loss, stand_in
 from ray_jobs.training.batches import IGNORE, Row, collate
 from ray_jobs.training.strategies.base import autocast
 
@@ -28,7 +29,8 @@ def check_loss(loss: Any, model: nn.Module, rows: list[Row], dtype: torch.dtype)
     """Refuse to train with a loss whose value or gradient is not that of the dense form, or that changes when a batch is split.
 
     All terms are compared, on a stand-in for the teacher: the student's own states, each one position late, so that no
-    teacher is asked; where a cache keeps top-k targets, on those of the stand-in too. The dense form starts from the
+    teacher is asked; where a cache keeps top-k targets, on those of the stand-in too; of several
+    teachers, on as many. The dense form starts from the
     logits and hidden states of the model's own forward. Terms are not balanced here.
 
     Args:
@@ -47,21 +49,36 @@ def check_loss(loss: Any, model: nn.Module, rows: list[Row], dtype: torch.dtype)
         return
     was_training = model.training
     model.eval()
-    kept = loss.targets.top_k if isinstance(loss.targets, CachedTargets) else None
     try:
         with autocast(next(model.parameters()).device, dtype):
-            for top_k in {None, kept}:
-                _check(plain, model, pieces, dtype, top_k)
+            for form in _forms(loss.targets):
+                _check(plain, model, pieces, dtype, form)
     finally:
         model.train(was_training)
 
 
-def _check(loss: Any, model: nn.Module, pieces: list[Row], dtype: torch.dtype, top_k: int | None) -> None:
-    words = "" if top_k is None else f" on top-{top_k} targets"
-    total = dense_loss(loss, model, pieces, top_k=top_k)
+def _forms(targets: Any) -> list[Form]:
+    """Return what is compared: hidden states of one teacher or of several, and top-k targets where they are kept."""
+    if isinstance(targets, TeachersBySource):
+        hidden: dict[str, int | None] = dict.fromkeys(targets.top_k)
+        return [hidden, targets.top_k] if any(targets.top_k.values()) else [hidden]
+    kept = targets.top_k if isinstance(targets, CachedTargets) else None
+    return [None, kept] if kept else [None]
+
+
+def _words(form: Form) -> str:
+    if form is None or isinstance(form, int):
+        return "" if form is None else f" on top-{form} targets"
+    kept = sorted({top_k for top_k in form.values() if top_k})
+    return f" of {len(form)} teachers" + "".join(f" on top-{top_k} targets" for top_k in kept)
+
+
+def _check(loss: Any, model: nn.Module, pieces: list[Row], dtype: torch.dtype, form: Form) -> None:
+    words = _words(form)
+    total = dense_loss(loss, model, pieces, form=form)
     dense = [total.detach(), *gradients(total, model)]
-    whole = _fast(loss, model, pieces, top_k)
-    parts = [_fast(loss, model, [piece], top_k) for piece in pieces]
+    whole = _fast(loss, model, pieces, form)
+    parts = [_fast(loss, model, [piece], form) for piece in pieces]
     compare(whole, dense, dtype, what=f"the fused loss and the dense reference{words}")
     compare([sum(each) for each in zip(*parts, strict=True)], whole, dtype, what=f"two splits and one{words}")
 
@@ -73,9 +90,9 @@ def _window(row: Row) -> Row:
     return row.cut(slice(start, start + POSITIONS))
 
 
-def _fast(loss: Any, model: nn.Module, pieces: list[Row], top_k: int | None) -> list[Tensor]:
+def _fast(loss: Any, model: nn.Module, pieces: list[Row], form: Form) -> list[Tensor]:
     batch = collate(pieces).to(next(model.parameters()).device)
-    total = loss.against(stand_in(loss, model, pieces, top_k=top_k), model, batch).total
+    total = loss.against(stand_in(loss, model, pieces, form=form), model, batch).total
     return [total.detach(), *gradients(total, model)]
 
 

@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from ray_jobs.core.errors import TrainingFailed
 from ray_jobs.core.storage import Storage
+from ray_jobs.distillation.by_source import TeachersBySource
 from ray_jobs.distillation.cache import CachedTargets, KeptHidden, KeptTopK
 from ray_jobs.distillation.divergence import Divergence
 from ray_jobs.distillation.hidden_states import HiddenLoss, add_projection, drop_projection
@@ -17,7 +18,7 @@ from ray_jobs.distillation.loss import DistillLoss
 from ray_jobs.distillation.self_check import check_loss
 from ray_jobs.distillation.shards import ShardStore
 from ray_jobs.distillation.student import build_student
-from ray_jobs.distillation.targets import LazyTeacher, WorkerTeacher
+from ray_jobs.distillation.targets import HiddenTarget, LazyTeacher, SeveralTarget, WorkerTeacher
 from ray_jobs.distillation.topk import TopKCodec, TopKTarget
 from ray_jobs.training.batches import PackedRows, collate
 from ray_jobs.training.loop import evaluate, train
@@ -270,6 +271,34 @@ def test_the_self_check_takes_in_compressed_targets(tiny_model, rows, tmp_path):
     check_loss(DistillLoss(targets, divergence=Divergence(temperature=2.7)), student, [rows[0], rows[1]], torch.float32)
     with pytest.raises(TrainingFailed, match=r"the fused loss and the dense reference on top-16 targets differ .* loss .* against"):
         check_loss(ForgottenTail(targets, divergence=Divergence()), student, [rows[0], rows[1]], torch.float32)
+
+
+class EvenShares(DistillLoss):
+    """Wrong with several teachers: each weighs the same wherever it speaks, hidden states or top-k as `spoilt` says."""
+
+    spoilt = HiddenTarget
+
+    def head_loss(self, hidden_NH, head_VH, target, labels_N, divergence):
+        parts = {
+            name: part._replace(shares_M=torch.full_like(part.shares_M, 0.5)) if isinstance(part.target, self.spoilt) else part
+            for name, part in target.parts.items()
+        }
+        return super().head_loss(hidden_NH, head_VH, SeveralTarget(parts), labels_N, divergence)
+
+
+def test_the_self_check_takes_in_several_teachers_and_their_compressed_targets(tiny_model, rows, tmp_path):
+    teacher = load_model(tiny_model, dtype=torch.float32)
+    student = build_student(teacher, [0, 3])
+    store = ShardStore(Storage(str(tmp_path / "cache")), kind="top", budget_bytes=2**30)
+    options = {"store": store, "identity": "teacher", "kept": KeptTopK(TopKCodec(16, 49152)), "epoch_rows": 4}
+    several = TeachersBySource({"teacher": WorkerTeacher(teacher), "law": CachedTargets(WorkerTeacher(teacher), **options)}, torch.eye(2))
+    loss = DistillLoss(several, divergence=Divergence("jsd", temperature=2.0), kd_weight=0.9, ce_weight=0.1)
+    check_loss(loss, student, [rows[0], rows[1]], torch.float32)
+    for spoilt, where in ((HiddenTarget, ""), (TopKTarget, " on top-16 targets")):
+        wrong = EvenShares(several, divergence=Divergence())
+        wrong.spoilt = spoilt
+        with pytest.raises(TrainingFailed, match=rf"the fused loss and the dense reference of 2 teachers{where} differ"):
+            check_loss(wrong, student, [rows[0], rows[1]], torch.float32)
 
 
 @pytest.mark.parametrize(("shift", "kept", "seen"), [(1, False, 0), (-1, True, 3)])
