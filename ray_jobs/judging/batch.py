@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import EndpointError
 from ray_jobs.core.records import content_id
@@ -19,9 +19,6 @@ from ray_jobs.core.storage import Storage
 from ray_jobs.judging.calls import Budget, Call, Counters, EndpointOptions, Prices, Reply
 from ray_jobs.judging.endpoint import most_completion_tokens, most_prompt_tokens, read_reply, read_status
 from ray_jobs.judging.ledger import THREADS, Intent, Ledger
-
-if TYPE_CHECKING:
-    pass
 
 HALF = 0.5
 """Of the price of calls. Source: OpenAI, "Batch API"; Anthropic, "Batch processing"."""
@@ -81,6 +78,14 @@ def ask_batch(
     return BatchAsked(found, _count(found, len(payable)), stopped)
 
 
+def open_batches(ledger: Ledger, keys: Iterable[str]) -> dict[str, int]:
+    """Return how many of these calls each batch holds that was made and not fetched: asked again, they would be paid twice."""
+    wanted, folder = set(keys), ledger.folder.sub("batches")
+    records = [_Record(**folder.read_json(name)) for name in folder.names()]
+    held = {record.batch_id: len(wanted.intersection(record.keys)) for record in records if record.batch_id and not record.is_done}
+    return {batch_id: number for batch_id, number in held.items() if number}
+
+
 def _count(found: dict[str, Reply], sent: int) -> Counters:
     ok = [reply for reply in found.values() if not reply.error]
     costs = [reply.usd for reply in found.values()]
@@ -108,7 +113,7 @@ def _affordable(calls: list[Call], budget: Budget | None, ledger: Ledger, prices
     """Return the first calls that cannot pass the budget, whatever they come to."""
     if budget is None or not calls:
         return calls
-    spent = ledger.spent()
+    spent = ledger.spent(prices)
     usd, payable = spent.usd or 0.0, []
     for number, call in enumerate(calls, start=spent.calls + 1):
         usd += _worst(call, prices) or 0.0
@@ -244,7 +249,7 @@ class _Batches:
         self._folder.write_json(f"{name}.json", record._asdict())
 
     def _error(self, error: Exception) -> EndpointError:
-        text = " ".join(str(error).split())[:300].replace(self._endpoint.api_key.get_secret_value(), "***")
+        text = " ".join(str(error).replace(self._endpoint.api_key.get_secret_value(), "***").split())[:300]
         where = self._endpoint.base_url or "the provider's endpoint"
         return EndpointError(f"{where} cannot be asked for a batch: {text}; the same command goes on where this one ended")
 

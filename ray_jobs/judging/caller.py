@@ -28,6 +28,8 @@ CUT_FACTOR = 2
 """A reply that was cut is asked for once more with so many times the tokens."""
 MOST_REFUSALS = 20
 """Of one call: beyond, it is the call that does not fit, not the pace."""
+MOST_PAID_FOR_NOTHING = 1
+"""Replies to one call that were billed and hold no completion: beyond, the endpoint means it, and each more is paid again."""
 THREADS = 16
 
 
@@ -58,10 +60,12 @@ class _Permit(NamedTuple):
 
 
 class _Tries(NamedTuple):
-    """What one call has been through; `billed` sends may have been billed, and `tokens` surely were."""
+    """What one call has been through; `billed` sends may have been billed, and `tokens` surely were; the ledger says `intended`."""
 
     request: dict[str, Any]
     billed: int
+    intended: int
+    for_nothing: int = 0
     failures: int = 0
     refusals: int = 0
     is_longer: bool = False
@@ -113,13 +117,16 @@ class Caller:
 
     async def _answer(self, call: Call) -> Reply | None:
         before = await self._in_thread(self._ledger.intent, call.key)
-        tries = _Tries(call.request, before.sends)
+        tries = _Tries(call.request, before.sends, before.sends)
         while True:
-            ask = _ask_for(tries.request, self._prices)._replace(is_again=tries.failures + tries.refusals + tries.is_longer > 0)
+            is_again = tries.failures + tries.refusals + tries.is_longer > 0
+            ask = _ask_for(tries.request, self._prices)._replace(is_again=is_again)
             permit = await self._permit(ask)
             if permit is None:
+                await self._withdraw(call, tries)
                 return None
             refused = await self._prepare(call, ask, permit, tries)
+            tries = tries._replace(intended=tries.billed + 1)
             if refused is not None:
                 self._report(refused)
                 continue
@@ -132,14 +139,18 @@ class Caller:
 
     async def _prepare(self, call: Call, ask: Ask, permit: _Permit, tries: _Tries) -> Report | None:
         """Write the intent and wait for the moment; return a report where the request must not leave."""
-        intent = Intent(tries.billed + 1, ask.prompt_tokens, ask.most_completion_tokens, _worst_usd(tries.request, self._prices))
         try:
-            await self._in_thread(self._ledger.intend, call.key, intent)
+            await self._in_thread(self._ledger.intend, call.key, _intent(tries.request, self._prices, tries.billed + 1))
         except StorageError as error:
             return Report("unsent", ask, permit.grant, stop=str(error), is_storage=True)
         await asyncio.sleep(permit.moment - time.monotonic())
         is_paused = permit.grant.episode <= self._episode  # refused since: this moment lies in the pause
         return Report("unsent", ask, permit.grant) if is_paused or self._stopped else None
+
+    async def _withdraw(self, call: Call, tries: _Tries) -> None:
+        """Take back the intent of a send that never was, or was not billed: it counts against no budget."""
+        if tries.intended > tries.billed:
+            await self._in_thread(self._ledger.intend, call.key, _intent(tries.request, self._prices, tries.billed))
 
     def _judge(self, outcome: Outcome, ask: Ask, grant: Grant, tries: _Tries) -> tuple[Report, _Tries, float]:
         """Return what to report, the call's history with it, and how long to wait before the call asks again."""
@@ -173,8 +184,8 @@ class Caller:
             tries = tries._replace(refusals=tries.refusals + 1)
             return report._replace(result="refused" if tries.refusals <= MOST_REFUSALS else "gave_up"), tries, 0.0
         if outcome.kind == "failed":
-            tries = tries._replace(failures=tries.failures + 1)
-            if tries.failures <= self._options.max_retries:
+            tries = tries._replace(failures=tries.failures + 1, for_nothing=tries.for_nothing + is_billed)
+            if tries.failures <= self._options.max_retries and tries.for_nothing <= MOST_PAID_FOR_NOTHING:
                 return report._replace(result="failed", retry=True), tries, _backoff(tries.failures, outcome.told.wait_s)
         if outcome.kind in {"failed", "row", "fatal"}:
             return report._replace(result="gave_up", stop=outcome.error if outcome.kind == "fatal" else ""), tries, 0.0
@@ -184,14 +195,16 @@ class Caller:
         tokens = (tries.prompt_tokens, tries.completion_tokens)
         usd = self._prices.cost(*tokens) if sum(tokens) else 0.0
         reply = Reply(outcome.body, outcome.seconds, outcome.error, *tokens, outcome.is_estimated, outcome.model, usd)
-        if not reply.error:
-            try:
+        try:
+            if reply.error:
+                await self._withdraw(call, tries)
+            else:
                 earlier = await self._in_thread(self._ledger.reply, call.key)
                 if earlier is None:
                     await self._in_thread(self._ledger.keep, call.key, reply)
                 report, reply = report._replace(paid_twice=earlier is not None), earlier or reply
-            except StorageError as error:
-                report = report._replace(stop=str(error), is_storage=True)
+        except StorageError as error:
+            report = report._replace(stop=str(error), is_storage=True)
         self._report(report)
         return reply
 
@@ -261,6 +274,10 @@ class Caller:
 
 def _ask_for(request: dict[str, Any], prices: Prices) -> Ask:
     return Ask(count_tokens(request), most_completion_tokens(request), _worst_usd(request, prices) or 0.0)
+
+
+def _intent(request: dict[str, Any], prices: Prices, sends: int) -> Intent:
+    return Intent(sends, count_tokens(request), most_completion_tokens(request), _worst_usd(request, prices))
 
 
 def _worst_usd(request: dict[str, Any], prices: Prices) -> float | None:

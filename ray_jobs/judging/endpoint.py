@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ray_jobs.judging.calls import EndpointOptions
 from ray_jobs.judging.headers import Told, read_headers
+from ray_jobs.judging.parse import UNREADABLE, text_of, well_formed
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -98,7 +99,10 @@ class Endpoint:
             found = Outcome("failed", error=str(error))
         self._is_proven = self._is_proven or found.kind in {"ok", "cut"}
         secret = self._options.api_key.get_secret_value()
-        return found._replace(seconds=time.monotonic() - began, error=" ".join(found.error.split())[:300].replace(secret, "***"))
+        error_text = " ".join(well_formed(found.error).replace(secret, "***").split())[
+            :300
+        ]  # the key goes first: cut, it would stay in part
+        return found._replace(seconds=time.monotonic() - began, error=error_text)
 
     def _refused(self, error: "APIStatusError") -> Outcome:
         body = error.body if isinstance(error.body, dict) else {}
@@ -126,6 +130,7 @@ def read_status(status: int, code: str, text: str, *, is_proven: bool) -> Outcom
 
 def read_reply(body: str, request: Mapping[str, Any]) -> Outcome:
     """Return what a reply of status 200 holds: a completion, an error all the same, or a proxy's page."""
+    usage = (0, 0)
     try:
         found = json.loads(body)
         if isinstance(found.get("error"), dict):
@@ -133,12 +138,13 @@ def read_reply(body: str, request: Mapping[str, Any]) -> Outcome:
             code = error.get("code")
             status = code if isinstance(code, int) else 500
             return read_status(status, str(code), f"status 200 with an error: {error.get('message')}", is_proven=True)
-        model, usage, choice = str(found.get("model") or ""), _usage(found), (found.get("choices") or [None])[0]
+        model, usage, choice = well_formed(str(found.get("model") or "")), _usage(found), (found.get("choices") or [None])[0]
         if choice is None:
             return Outcome("failed", error=f"the reply has no choices: {body[:80]!r}", prompt_tokens=usage[0], completion_tokens=usage[1])
-        text = choice["message"].get("content") or ""
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return Outcome("failed", error=f"the reply is no chat completion: {body[:80]!r}")
+        text = text_of(choice["message"])
+    except UNREADABLE:
+        error = f"the reply is no chat completion: {body[:80]!r}"
+        return Outcome("failed", error=error, prompt_tokens=usage[0], completion_tokens=usage[1])
     is_estimated = not any(usage)
     prompt, completion = (count_tokens(request), len(text) // CHARS_PER_TOKEN + 1) if is_estimated else usage
     kind: Kind = "cut" if choice.get("finish_reason") == "length" else "ok"

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from ray_jobs.core.errors import StorageError
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.calls import Reply
+from ray_jobs.judging.calls import Prices, Reply
 
 SCHEMA = 2
+UNKNOWN = Prices()
 THREADS = 16
 """Files read at once: an object store takes tens of milliseconds for each, whatever its size."""
 T = TypeVar("T")
@@ -91,25 +92,30 @@ class Ledger:
         """
         self.folder.write_json(f"{key}.json", {"schema": SCHEMA, **reply._asdict()})
 
-    def spent(self) -> Spent:
-        """Return what all calls in the folder cost, whoever asked them."""
+    def spent(self, prices: Prices = UNKNOWN) -> Spent:
+        """Return what all calls in the folder cost, whoever asked them.
+
+        Args:
+            prices: of what was bought before any price was known.
+        """
         answered, tried = sorted(_keys(self.folder)), sorted(_keys(self._intents))
         replies = dict(zip(answered, _in_threads(self.reply, answered), strict=True))
         intents = dict(zip(tried, _in_threads(lambda key: _intent(_read(self._intents, key)), tried), strict=True))
         total = Spent(ignored_files=sum(found is None for found in [*replies.values(), *intents.values()]))
         for key in {**replies, **intents}:
-            total = _add(total, replies.get(key), intents.get(key) or Intent())
+            total = _add(total, replies.get(key), intents.get(key) or Intent(), prices)
         return total
 
 
-def _add(total: Spent, reply: Reply | None, intent: Intent) -> Spent:
+def _add(total: Spent, reply: Reply | None, intent: Intent, prices: Prices) -> Spent:
     """A reply's tokens are those of all its sends; without one, every send may have been billed."""
     times, cost = (1, reply) if reply is not None else (intent.sends, intent)
+    usd = prices.cost(cost.prompt_tokens, cost.completion_tokens) if cost.usd is None else cost.usd
     return Spent(
         calls=total.calls + max(intent.sends, 1 if reply is not None else 0),
         prompt_tokens=total.prompt_tokens + times * cost.prompt_tokens,
         completion_tokens=total.completion_tokens + times * cost.completion_tokens,
-        usd=None if total.usd is None or (cost.usd is None and times) else total.usd + times * (cost.usd or 0.0),
+        usd=None if total.usd is None or (usd is None and times) else total.usd + times * (usd or 0.0),
         unanswered=total.unanswered + (reply is None and intent.sends > 0),
         ignored_files=total.ignored_files,
     )

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ray_jobs.core.records import Winner
@@ -10,6 +10,8 @@ from ray_jobs.judging.contradiction import contradicts
 
 CUT = "the reply was cut at max_tokens"
 CONTRADICTION = "the reasons name another winner than the verdict"
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON of unknown shape can raise: numbers without end and brackets without end among it."""
 _OFFERED: dict[str, Winner] = {"A": "a", "B": "b", "TIE": "tie"}
 _LABEL = re.compile(r"\b(answers?|antwort(?:en)?) ([AB])\b(?:( (?:and|or|und|oder) )([AB])\b)?", re.IGNORECASE)
 
@@ -35,20 +37,34 @@ class Opinion(NamedTuple):
     flag: str = ""
 
 
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return a message's text; of one in parts, as reasoning models send it, the parts that are text."""
+    content = message.get("content") or ""
+    parts = content if isinstance(content, list) else [content]
+    return "".join(text for part in parts if isinstance(text := part.get("text") if isinstance(part, dict) else part, str))
+
+
+def well_formed(text: str) -> str:
+    """Return the text as it can be written: JSON may hold half a pair of surrogates, UTF-8 cannot."""
+    return text.encode(errors="replace").decode()
+
+
 def read_completion(body: str) -> Completion:
     """Return what the raw body of a chat completion says."""
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
-        text = choice["message"].get("content") or ""
+        text = text_of(choice["message"])
         usage = completion.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except UNREADABLE:
         return Completion(problem=f"the endpoint's reply is no chat completion: {body[:80]!r}")
     if choice.get("finish_reason") == "length":
         return Completion(text, *tokens, problem=f"{CUT}: raise it")
     if not text:
-        return Completion(text, *tokens, problem=f"empty reply: {choice['message'].get('refusal') or choice.get('finish_reason')}")
+        return Completion(
+            text, *tokens, problem=well_formed(f"empty reply: {choice['message'].get('refusal') or choice.get('finish_reason')}")
+        )
     return Completion(text, *tokens)
 
 
@@ -95,7 +111,7 @@ def _explanation(verdict: dict[str, Any], swapped: bool) -> str:
             points = verdict.get(f"{kind}_{side}")
             if isinstance(points, list) and points:
                 lines.append(f"{label} answer {number}: {'; '.join(map(str, points))}.")
-    return "\n".join(line for line in lines if line)
+    return well_formed("\n".join(line for line in lines if line))
 
 
 def _relabel(text: str, swapped: bool) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
 from ray_jobs.core.errors import ConfigError, EndpointError, EndpointRefused, StorageError
 from ray_jobs.core.progress import Bar, say
-from ray_jobs.judging.batch import ask_batch
+from ray_jobs.judging.batch import ask_batch, open_batches
 from ray_jobs.judging.caller import Caller
 from ray_jobs.judging.calls import Asked, Budget, Call, Counters, EndpointOptions, Limits, Prices, Reply
 from ray_jobs.judging.ledger import Ledger, Spent
@@ -52,7 +52,7 @@ def ask(
         title: what the progress bar is called.
 
     Raises:
-        ConfigError: a budget in dollars without prices.
+        ConfigError: a budget in dollars without prices, or a batch of an earlier run that holds some of the calls.
         EndpointRefused: no call can succeed: wrong key, unknown model, nobody there. What was answered is kept.
         EndpointError: every call was given up.
         StorageError: the ledger cannot be written.
@@ -67,12 +67,13 @@ def ask(
     cached = ledger.replies(planned)
     if endpoint.backend == "batch":
         return _by_batch(planned, cached, endpoint, ledger, budget, prices, title)
+    _check_batches(ledger, planned.keys() - cached.keys(), title)
     replies, told, lost = dict(cached), _Told(), []
     for _ in range(LIMITERS):
         new = [call for key, call in planned.items() if key not in replies]
         if not new or told.stopped:
             break
-        spent = ledger.spent() if budget is not None else Spent()
+        spent = ledger.spent(prices) if budget is not None else Spent()
         found, told = _run(new, endpoint, ledger, limits, budget, spent, prices, num_callers, title)
         replies |= found
         lost.append(told.counters)
@@ -81,6 +82,14 @@ def ask(
             told = told._replace(stopped="")
     _raise(told, replies, title=title, base_url=endpoint.base_url)
     return _asked(planned, cached, replies, lost, told)
+
+
+def _check_batches(ledger: Ledger, keys: set[str], title: str) -> None:
+    for batch_id, number in open_batches(ledger, keys).items():
+        raise ConfigError(
+            f"{title}: batch {batch_id} of an earlier run holds {number} of these calls, which would be paid twice: run once more with "
+            'backend = "batch", which fetches it (cancel it at the provider first to have what it has by now)'
+        )
 
 
 def _by_batch(

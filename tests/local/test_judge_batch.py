@@ -6,11 +6,12 @@ import pytest
 from batch_server import BatchServer
 from pydantic import SecretStr
 
-from ray_jobs.core.errors import EndpointError
+from ray_jobs.core.errors import ConfigError, EndpointError
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.batch import ask_batch
+from ray_jobs.judging.batch import ask_batch, open_batches
 from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Prices, make_call
 from ray_jobs.judging.ledger import Ledger
+from ray_jobs.judging.ray_calls import _check_batches
 
 NUM = 6
 SECRET = "sk-batch-1c"
@@ -101,6 +102,19 @@ def _leave_after(server, ledger, moment):
 
 def _killed(done, total, note):
     raise Killed
+
+
+def test_calls_in_a_batch_that_is_still_out_are_not_asked_one_by_one(ledger):
+    keys = [call.key for call in calls_to()]
+    with BatchServer().running() as server:
+        with pytest.raises(Killed):
+            ask(server, ledger, on_progress=_killed)
+        [(batch_id, number)] = open_batches(ledger, keys).items()
+        assert batch_id and number == NUM and not open_batches(ledger, ["another"])
+        with pytest.raises(ConfigError, match=f"batch {batch_id} .* holds 6 of these calls, which would be paid twice"):
+            _check_batches(ledger, set(keys), "judge")
+        ask(server, ledger)
+    assert not open_batches(ledger, keys)
 
 
 def test_an_expired_batch_bills_what_it_finished_and_the_rest_is_asked_next(ledger):

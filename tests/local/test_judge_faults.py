@@ -134,7 +134,7 @@ def test_a_row_that_fails_for_good_does_not_fail_the_others_and_is_asked_again_n
 def test_a_refusal_of_all_calls_stops_after_one(ledger, tmp_path, status, code):
     with JudgeServer(lambda number, _: Fault(status, error(f"key {SECRET} refused", code), SOON)).running() as server:
         replies, asked = ask(server, ledger)
-    assert len(server.requests) == 1 and asked.why == "endpoint"
+    assert len(server.requests) == 1 and asked.why == "endpoint" and ledger.spent() == Spent()
     assert "refused" in asked.stopped and SECRET not in asked.stopped
     assert not any(SECRET in path.read_text() for path in tmp_path.rglob("*.json"))
     assert replies.count(None) == NUM - 1
@@ -155,8 +155,9 @@ def test_an_absurd_wait_pauses_the_run_which_then_goes_on(ledger):
     with JudgeServer(once(Fault(429, error("tomorrow"), {"Retry-After": "3600"}), at=(4,))).running() as server:
         _, asked = ask(server, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=1))
         assert asked.why == "pause" and "3600 s" in asked.stopped and len(server.requests) == 4
+        assert ledger.spent().calls == 3
         replies, asked = ask(server, ledger)
-    assert winners(replies) == faultless() and len(server.requests) == NUM + 1
+    assert winners(replies) == faultless() and len(server.requests) == NUM + 1 and asked.counters.possibly_paid_twice == 0
 
 
 def test_nobody_there_is_said_after_one_call_and_waited_for_when_it_answered_before(ledger, free_port):
@@ -198,6 +199,33 @@ def test_a_reply_that_is_cut_is_asked_for_once_more_with_more_room_and_both_are_
         [still], asked = ask(server, ledger, calls=calls_to(server, 2)[1:])
     assert json.loads(still.body)["choices"][0]["finish_reason"] == "length" and len(server.requests) == 4
     assert ledger.spent().calls == 4 and ledger.spent().prompt_tokens == 400
+
+
+@pytest.mark.parametrize("choices", ["[]", '[{"index": 0, "finish_reason": "content_filter"}]', '[{"message": null}]'])
+def test_a_billed_reply_that_holds_nothing_is_asked_for_once_more_and_no_further(ledger, choices):
+    body = f'{{"choices": {choices}, "usage": {{"prompt_tokens": 100, "completion_tokens": 50}}}}'
+    with JudgeServer(lambda *_: Fault(body=body, headers=SOON)).running() as server:
+        [reply], asked = ask(server, ledger, calls=calls_to(server, 1))
+    assert reply.error and len(server.requests) == 2 == ledger.spent().calls
+    assert asked.counters == Counters(sent=2, unscored=1, prompt_tokens=200, completion_tokens=100, retries=1, usd=pytest.approx(400e-6))
+
+
+@pytest.mark.parametrize(
+    "body", ['{"choices": [], "usage": {"prompt_tokens": Infinity}}', "[" * 100_000, '{"choices": [{"message": {"content": 7}}]}']
+)
+def test_no_reply_breaks_the_run(ledger, body):
+    with JudgeServer(once(Fault(body=body, headers=SOON), at=(3,))).running() as server:
+        replies, asked = ask(server, ledger)
+    assert all(replies) and asked.counters.ok == NUM
+
+
+@pytest.mark.parametrize("padding", range(200, 300, 7))
+def test_no_part_of_the_key_stays_where_a_message_is_cut(ledger, padding):
+    key = "sk-" + "k" * 60
+    endpoint = EndpointOptions(SecretStr(key), timeout_s=5.0, max_retries=0)
+    with JudgeServer(lambda *_: Fault(401, error("x" * padding + f" {key} refused", "invalid_api_key"))).running() as server:
+        asked = ask_here(calls_to(server, 1), endpoint=endpoint._replace(base_url=server.url), ledger=ledger, limits=Limits())
+    assert asked.stopped and "kkk" not in asked.stopped
 
 
 def test_tokens_that_are_not_told_are_counted_and_said_to_be(ledger):

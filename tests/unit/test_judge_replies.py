@@ -160,3 +160,11 @@ def test_tokens_and_cost_are_those_of_the_usage():
     assert rule(games()[0], Reply(completion(opinion("A")), 0.1), Prices(2.5, None)).cost_usd is None
     no_usage = json.dumps({"choices": [{"message": {"content": opinion("A")}, "finish_reason": "stop"}]})
     assert read_completion(no_usage)[1:] == (0, 0, "")
+
+
+def test_a_reply_in_parts_and_half_a_character_are_read():
+    text = '{"reasoning": "answer A \\ud83d is better", "winner": "A"}'
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": text}]
+    body = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]})
+    ruling = rule(games()[0], Reply(body, 1.0), UNKNOWN)
+    assert ruling.winner == "a" and ruling.explanation.encode() == b"answer 1 ? is better"

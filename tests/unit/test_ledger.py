@@ -4,7 +4,7 @@ import pytest
 
 from ray_jobs.core.errors import StorageError
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.calls import Reply, make_call
+from ray_jobs.judging.calls import Prices, Reply, make_call
 from ray_jobs.judging.ledger import Intent, Ledger, Spent
 
 REPLY = Reply("größe {", 1.5, "", 100, 50, False, "stub-1", 0.25)
@@ -44,6 +44,14 @@ def test_a_reply_costs_what_it_says_and_an_unknown_price_makes_the_sum_unknown(f
 
 
 OLDER = ['{"body": "b", "seconds": 1.0}', '{"schema": 1}', '{"schema": 2}']
+
+
+def test_what_was_bought_before_its_price_was_known_counts_at_todays(folder):
+    ledger = Ledger(folder)
+    ledger.keep("k", REPLY._replace(usd=None))
+    ledger.keep("l", REPLY)
+    assert ledger.spent().usd is None
+    assert ledger.spent(Prices(1e6, 2e6)).usd == 100 + 2 * 50 + 0.25
 
 
 @pytest.mark.parametrize("text", ["", '{"schema": 2, "body": "cut', "[]", *OLDER])
