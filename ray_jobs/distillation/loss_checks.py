@@ -80,10 +80,12 @@ def check_text(section: dict[str, Any]) -> None:
     Raises:
         ConfigError: names what does not go with it.
     """
+    writes = section["text"]["base_url"] is None  # a model of our own, in distill.dtype; an endpoint stores its own
     refused = {
         f"distill.hidden_weight = {section['hidden_weight']:g}": section["hidden_weight"] > 0,
         f'distill.balance = "{section["balance"]}"': section["balance"] != "none",
         f'distill.cache.folder = "{section["cache"]["folder"]}"': section["cache"]["folder"] is not None,
+        f'distill.teacher_quantization = "{section["teacher_quantization"]}"': writes and section["teacher_quantization"] != "none",
     }
     for what in (what for what, is_set in refused.items() if is_set):
         raise ConfigError(

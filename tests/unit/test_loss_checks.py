@@ -53,6 +53,7 @@ def test_what_a_student_with_another_tokenizer_cannot_learn_by_is_refused(fields
         ({"preset": "distilbert"}, "distill.hidden_weight = 1"),
         ({"balance": "magnitude"}, 'distill.balance = "magnitude"'),
         ({"cache": {"folder": "kept"}}, 'distill.cache.folder = "kept"'),
+        ({"teacher_quantization": "nf4"}, 'distill.teacher_quantization = "nf4"'),
     ],
 )
 def test_what_a_teacher_of_words_alone_does_not_bring_is_refused(fields, what):
