@@ -37,15 +37,15 @@ def model_card(lineage: Lineage, facts: dict[str, Any]) -> str:
     Args:
         facts: of the stage's manifest: `eval`, `counts`, `num_parameters`, `layers`.
     """
-    size = facts["num_parameters"]
+    writer = _writer(lineage)
     sections = [
-        f"# A student of {public_name(lineage.teacher)}",
-        f"A language model of {size['student'] / 1e6:.1f} M parameters that was taught by one of {size['teacher'] / 1e6:.1f} M "
-        f"({size['student'] / size['teacher']:.0%} of its size) by knowledge distillation.",
+        f"# A student of {writer or public_name(lineage.teacher)}",
+        _what_it_is(facts["num_parameters"], writer),
         "## Model",
+        *([f"- Teacher: {writer}, by the answers it wrote"] if writer else []),
         *model_lines(lineage, facts),
         "## Data",
-        _data(lineage.data),
+        _data(lineage),
         "## Training",
         *_training(lineage.distill, facts),
         "## What was retained",
@@ -54,6 +54,20 @@ def model_card(lineage: Lineage, facts: dict[str, Any]) -> str:
         ", ".join(f"{name} {version}" for name, version in lineage.versions.items()),
     ]
     return f"{front_matter(lineage)}\n" + "\n\n".join(sections) + "\n"
+
+
+def _writer(lineage: Lineage) -> str | None:
+    """Return who wrote what the student learned from, where that is not the teacher of the run."""
+    if lineage.distill["targets"] != "text" or lineage.distill["text"]["model"] == "teacher":
+        return None
+    return public_name(lineage.distill["text"]["model"])
+
+
+def _what_it_is(size: dict[str, int], writer: str | None) -> str:
+    own = f"A language model of {size['student'] / 1e6:.1f} M parameters that was taught by"
+    if writer:
+        return f"{own} the answers of {writer} (sequence-level knowledge distillation)."
+    return f"{own} one of {size['teacher'] / 1e6:.1f} M ({size['student'] / size['teacher']:.0%} of its size) by knowledge distillation."
 
 
 def public_name(model: str) -> str:
@@ -74,8 +88,9 @@ def front_matter(lineage: Lineage) -> str:
 def model_lines(lineage: Lineage, facts: dict[str, Any]) -> list[str]:
     """Return who taught, and what the student was made from."""
     taught = {"full": "every weight trained", "lora": "with a LoRA adapter", "qlora": "with an adapter trained on quantized weights"}
+    role = "Teacher of the run (wrote none of the answers)" if _writer(lineage) else "Teacher"
     tuned = f"fine-tuned on the data below ({taught[lineage.taught]})" if lineage.taught else "as it is"
-    teacher = f"- Teacher: {public_name(lineage.teacher)}, {tuned}"
+    teacher = f"- {role}: {public_name(lineage.teacher)}, {tuned}"
     several = facts.get("teachers", {})
     lines = [teacher + (_taught(several["teacher"]) if several else "")]
     lines += [f"- Teacher {name}: {public_name(each['model'])}{_taught(each)}" for name, each in several.items() if name != "teacher"]
@@ -93,8 +108,12 @@ def _taught(teacher: dict[str, Any]) -> str:
     return f"; taught {shown}, with weight {teacher['weight']:g}"
 
 
-def _data(counts: dict[str, Any]) -> str:
+def _data(lineage: Lineage) -> str:
+    counts = lineage.data
     sources = f"{counts['documents']} documents ({counts['chunks']} chunks) and {counts['pairs']} question/answer pairs"
+    if lineage.distill["targets"] == "text":
+        writer = _writer(lineage) or "the teacher"
+        sources = f"{counts['answers']} answers by {writer} to the questions of {sources}, {counts['failed']} of them not trained on"
     return f"{sources}: {counts['train_rows']} packed rows of {counts['train_tokens']} tokens; {counts['eval_rows']} rows held out."
 
 

@@ -139,7 +139,8 @@ def test_two_teachers_teach_a_source_each_in_workers_and_from_pools(finetuned, t
     assert told["read"] > 0 < told["computed"] and told["cached_bytes"] > 0
     pooled = replaced(config, second, targets="pool", cache={}, max_steps=2, pool={"memory": "2GiB"})
     again = distill.run(pooled, force=True)
-    assert {name: each["kl_before_nats"] for name, each in again["teachers"].items()} == pytest.approx(before, rel=1e-3)
+    rounded = pytest.approx(before, rel=1e-2)  # a teacher in a worker may compute in bfloat16, one in a pool in float32
+    assert {name: each["kl_before_nats"] for name, each in again["teachers"].items()} == rounded
     assert again["teacher_targets"]["pool_actors"] == 2
 
 

@@ -70,7 +70,7 @@ def test_an_endpoints_answers_are_paid_once_though_the_driver_is_killed(taught, 
     assert [line["terms"].keys() for line in metrics(config)] == [{"ce"}] * 8
     assert metrics(config)[-1]["loss"] < metrics(config)[0]["loss"] - 0.5
     card = (RunFolder(config).folder("distill").local("student") / "README.md").read_text()
-    assert f"{len(rows)}" in card and "secret" not in card
+    assert f"{len(rows)} answers by gpt-4 " in card and "secret" not in card
 
 
 def test_a_model_of_our_own_writes_in_the_cluster_what_the_student_learns(taught, tiny_model, tmp_path):

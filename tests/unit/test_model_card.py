@@ -51,6 +51,16 @@ def test_people_read_teacher_data_losses_layers_and_what_was_retained():
     assert "sentence embeddings" not in card
 
 
+def test_who_wrote_the_answers_is_the_teacher():
+    distill = DistillSection(targets="text", text={"model": "gpt-4o", "base_url": "https://x.example"}).model_dump()
+    card = model_card(LINEAGE._replace(distill=distill, data=DATA | {"answers": 24, "failed": 1}), FACTS)
+    assert "# A student of gpt-4o\n" in card
+    assert "taught by the answers of gpt-4o" in card
+    assert "- Teacher: gpt-4o, by the answers it wrote" in card
+    assert "24 answers by gpt-4o to the questions of 3 documents (40 chunks) and 24 question/answer pairs, 1 of them not trained on" in card
+    assert "- Teacher: meta-llama" not in card
+
+
 def test_without_held_out_rows_the_card_says_that_nothing_was_measured():
     card = model_card(LINEAGE, {**FACTS, "eval": dict.fromkeys(FACTS["eval"])})
     assert "nothing was measured" in card
