@@ -29,6 +29,14 @@ def logits(model):
         return model(IDS).logits
 
 
+def assert_same_model(logits_BTV, expected_BTV, kind):
+    """Equal to 1e-4; int8 products round their input too, which dequantized weights do not show: 1% measured, 3% allowed."""
+    if kind == "int8":
+        assert float((logits_BTV - expected_BTV).norm() / expected_BTV.norm()) < 0.03
+    else:
+        torch.testing.assert_close(logits_BTV, expected_BTV, rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def adapter(tiny_model, tmp_path):
     """An adapter on the tiny model whose matrices are not zero."""
@@ -85,8 +93,7 @@ def test_a_quantized_teacher_keeps_its_adapter_beside_its_weights(tiny_model, ad
     quantization = Quantization(kind)
     attached = logits(load_teacher(str(tiny_model), adapter, dtype=torch.float32, quantization=quantization))
     stored = logits(load_merged(tiny_model, adapter, dtype=torch.float32, quantization=quantization))
-    # int8 products round their input too, which the dequantized weights do not show
-    torch.testing.assert_close(attached, stored, **({"rtol": 1e-4, "atol": 1e-4} if kind == "nf4" else {"rtol": 0.1, "atol": 0.02}))
+    assert_same_model(attached, stored, kind)
     assert not torch.allclose(attached, logits(load_teacher(str(tiny_model), adapter, dtype=torch.float32)), atol=1e-3)
 
 
@@ -101,19 +108,21 @@ def test_the_merged_student_is_the_model_that_was_trained(tiny_model, adapter, t
         quantization=Quantization(kind),
     )
     model = student.load("cpu")
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)
     torch.manual_seed(4)
-    for name in trained:
-        torch.nn.init.normal_(model.get_parameter(name), std=0.1)
+    for parameter in trained.values():
+        torch.nn.init.normal_(parameter, std=0.1)
     student.write(model, tmp_path / "stage" / "adapter", device="cpu")
     student.write_merged(Storage(str(tmp_path / "stage")), device="cpu")
     written = load_model(tmp_path / "stage" / "student", dtype=torch.float32)
     assert written.config.num_hidden_layers == 2
     assert not hasattr(AutoConfig.from_pretrained(tmp_path / "stage" / "student"), "quantization_config")
-    loose = {"rtol": 0.1, "atol": 0.02} if kind == "int8" else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(logits(written), logits(model.eval()), **loose)
+    with_adapter = logits(model.eval())
+    assert_same_model(logits(written), with_adapter, kind)
+    with model.disable_adapter(), pytest.raises(AssertionError):
+        assert_same_model(logits(model), with_adapter, kind)
 
 
 def test_influence_is_1_minus_the_mean_cosine_at_valid_positions(tiny_model, tmp_path):
