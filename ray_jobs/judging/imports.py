@@ -5,18 +5,16 @@ where there are any annotator, explanation, answer_a, answer_b (ids: a label of 
 Scores: question_id (or sample_id, id), model, value (or score): a number, true, false, or inspect_ai's C, P, I, N.
 """
 
-import csv
-import io
-import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import DataError
 from ray_jobs.core.records import Verdict, Winner, content_id
 from ray_jobs.judging.agreement import jury_agreement, majority
 from ray_jobs.judging.pairs import Game
+from ray_jobs.judging.table_lines import Line, read_lines
 
 Row = dict[str, Any]
 Key = tuple[str, str, str]
@@ -26,21 +24,6 @@ HUMAN = "human"
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "TRUE": 1.0, "FALSE": 0.0}
 _SIDES: dict[str, Winner] = {"a": "a", "1": "a", "b": "b", "2": "b", "tie": "tie"}
 _OTHER: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
-
-
-class Line(NamedTuple):
-    """One row of a file, by lower-case column, and where it stands."""
-
-    where: str
-    values: Row
-
-    def get(self, *names: str) -> str:
-        """Return the first of these columns that is not empty, as text."""
-        return next((text for name in names if (text := _text(self.values.get(name)))), "")
-
-    def fail(self, what: str) -> DataError:
-        """Return the error that says what is wrong with this row."""
-        return DataError(f"{self.where}: {what}")
 
 
 class Label(NamedTuple):
@@ -70,39 +53,15 @@ def read_import(content: bytes, *, name: str, judge: str, games: Sequence[Game])
     Raises:
         DataError: the file cannot be read, or a row names a question, model, answer or winner that the run does not have.
     """
-    lines = list(_lines(content, name))
-    if not lines:
-        raise DataError(f"{name}: no row in it; give rows with question_id, model_a, model_b and winner, or question_id, model and value")
+    lines = read_lines(content, name=name)
+    columns = list(dict.fromkeys(column for line in lines for column in line.values))
+    if not {"winner", "value", "score"} & set(columns):
+        seen = f"no verdict in its columns ({', '.join(columns)})" if lines else "no row in it"
+        raise DataError(f"{name}: {seen}; give rows with question_id, model_a, model_b and winner, or question_id, model and value")
     met = {_key(game): game for game in games if not game.swapped}
-    is_scores = "winner" not in lines[0].values
+    is_scores = "winner" not in columns
     rows, facts = _from_scores(lines, judge, met) if is_scores else _from_labels(lines, judge, met)
     return Imported(rows, {"file": name, "kind": "scores" if is_scores else "labels", "lines": len(lines), **facts})
-
-
-def _lines(content: bytes, name: str) -> Iterable[Line]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 ({error}): save it as UTF-8") from None
-    if name.lower().endswith(".csv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
-            yield Line(f"{name} line {reader.line_num}", _lowered(row))
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield Line(f"{name} line {number}", _lowered(json.loads(line)))
-            except (ValueError, AttributeError) as error:
-                raise DataError(f"{name} line {number}: no JSON object ({error}): give one object a line") from None
-
-
-def _lowered(row: Row) -> Row:
-    return {str(key).strip().lower(): value for key, value in row.items() if key is not None}
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
 
 
 def _key(game: Game) -> Key:

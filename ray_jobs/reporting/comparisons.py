@@ -1,7 +1,5 @@
 """One row for each question, pair of models and judge: both answers, both scores, who won by judge and by similarity."""
 
-import csv
-import io
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Literal
@@ -10,6 +8,7 @@ from ray_jobs.core.records import Comparison, Verdict, Winner
 from ray_jobs.judging.pairs import PairResult, pair_results
 from ray_jobs.judging.similarity import cos_winner
 from ray_jobs.reporting.run_files import MODELS, RunFiles
+from ray_jobs.reporting.spreadsheet_csv import write_csv
 
 Side = Literal["1", "2", "tie", "unscored"]
 SIDES: tuple[Side, ...] = ("1", "2", "tie", "unscored")
@@ -97,22 +96,11 @@ def _comparison(
 
 
 def to_csv(rows: Iterable[Comparison]) -> bytes:
-    """Return the comparisons as CSV (RFC 4180, UTF-8); texts stand as the models wrote them.
-
-    A spreadsheet may take a text that begins with "=" for a formula: open the file as text there.
-    """
+    """Return the comparisons as CSV."""
     columns = [*FIRST_COLUMNS, *(name for name in Comparison.model_fields if name not in FIRST_COLUMNS)]
-    return _csv(columns, (row.model_dump() for row in rows))
+    return write_csv(columns, (row.model_dump() for row in rows))
 
 
 def verdicts_to_csv(verdicts: Iterable[dict[str, Any]]) -> bytes:
     """Return every verdict of every judge, order and repeat as CSV, but for the raw replies, which stay in verdicts.parquet."""
-    return _csv([name for name in Verdict.model_fields if name != "raw"], verdicts)
-
-
-def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> bytes:
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
+    return write_csv([name for name in Verdict.model_fields if name != "raw"], verdicts)

@@ -62,6 +62,19 @@ def test_two_annotators_who_differ_make_a_tie():
     assert list(winners(imported("question_id,model_a,model_b,winner\nq0,base,teacher,a\nq0,base,teacher,b\n")).values()) == ["tie"]
 
 
+def test_a_text_that_cannot_be_written_is_mended_as_a_reply_is():
+    line = {"question_id": "q0", "model_a": "base", "model_b": "teacher", "winner": "a", "explanation": "half \ud800\u2028an emoji"}
+    text = json.dumps(line).replace(r"\u2028", "\u2028")  # a line separator may stand in JSON as it is
+    found = imported(text, name="labels.jsonl")
+    assert found.rows[0]["explanation"] == "half ?\u2028an emoji"
+    assert found.rows[0]["explanation"].encode()
+
+
+def test_a_spreadsheet_that_separates_by_semicolon_is_read():
+    found = imported("question_id;model_a;model_b;winner;explanation\r\nq0;base;teacher;a;kurz, aber richtig\r\n")
+    assert winners(found) == {("q0", "base", "teacher"): "a"} and found.rows[0]["explanation"] == "kurz, aber richtig"
+
+
 def test_scores_of_another_tool_let_the_higher_mean_win():
     lines = [
         {"sample_id": "q0", "model": "base", "value": "C", "epoch": 1},
@@ -93,6 +106,9 @@ def test_scores_of_another_tool_let_the_higher_mean_win():
         ("question_id,model,value\nq0,base,good\n", "value 'good' is no score"),
         ("question_id,model,value\nq0,base,nan\n", "value 'nan' is no score"),
         ("question_id,model_a,model_b,winner\n", "no row in it"),
+        ("question,verdict\nq0,a\n", r"no verdict in its columns \(question, verdict\); give rows with question_id, model_a"),
+        ("question_id,winner\nq0,a\n", "models '' and '' do not meet"),
+        (f"question_id,winner,explanation\nq0,a,{'x' * 200_000}\n", r"labels.csv after line 1: no CSV \(field larger"),
     ],
 )
 def test_what_does_not_fit_the_run_is_refused_with_its_line(text, message):
@@ -102,7 +118,8 @@ def test_what_does_not_fit_the_run_is_refused_with_its_line(text, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\xff\xfe", "not UTF-8"), (b"[1]", "line 1: no JSON object"), (b"{", "line 1: no JSON")]
+    ("content", "message"),
+    [(b"\xff\xfe", "not UTF-8"), (b"[1]", "line 1: no JSON object"), (b"{", "line 1: no JSON"), (b"[" * 100_000, "line 1: no JSON")],
 )
 def test_files_that_cannot_be_read(content, message):
     with pytest.raises(DataError, match=message):

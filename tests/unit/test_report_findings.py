@@ -11,11 +11,12 @@ from report_run import TIE_BAND, config_of, make_questions, write_run
 from ray_jobs import report
 from ray_jobs.core.errors import StageMissing
 from ray_jobs.judging.results import compare_models
-from ray_jobs.reporting.comparisons import FIRST_COLUMNS, compare, to_csv
+from ray_jobs.reporting.comparisons import FIRST_COLUMNS, compare, to_csv, verdicts_to_csv
 from ray_jobs.reporting.findings import agreements, matches
 from ray_jobs.reporting.numbers_in_words import duration, number, p_value, percent, size
 from ray_jobs.reporting.run_files import read_run
 from ray_jobs.reporting.sentences import verdict_sentence
+from ray_jobs.reporting.spreadsheet_csv import FORMULA, read_csv, write_csv
 from ray_jobs.reporting.summary import summarise
 
 
@@ -88,7 +89,7 @@ def test_the_sentence_claims_no_more_than_the_test_shows():
     assert "cannot be compared" in verdict_sentence(_match(0, 0, 9, None))
 
 
-def test_csv_has_the_contract_columns_first_and_the_texts_unchanged(tmp_path):
+def test_csv_has_the_contract_columns_first_and_texts_that_begin_with_a_word_unchanged(tmp_path):
     nasty = 'He said "no", then\r\nleft; =1+1,\u202eabc </textarea>'
     folder = write_run(tmp_path, make_questions(3), answer_of=lambda q, model, i: f"{nasty} {model}")
     found = read_run(folder)
@@ -96,6 +97,18 @@ def test_csv_has_the_contract_columns_first_and_the_texts_unchanged(tmp_path):
     assert tuple(table[0])[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
     assert table[0]["answer_1"] == f"{nasty} base"
     assert {row["llm_winner"] for row in table} <= {"1", "2", "tie", "unscored"}
+
+
+def test_no_text_of_a_model_is_a_formula_to_a_spreadsheet_and_all_are_read_back(tmp_path):
+    texts = ["- Prozesse teilen nichts", "=1+1", "\t=1+1", "'=1+1", "''-", "'tis", "＝1", "@SUM(A1)", "plain", "-", ""]
+    folder = write_run(tmp_path, make_questions(len(texts)), answer_of=lambda q, model, i: texts[i])
+    found = read_run(folder)
+    verdicts = [{**row, "explanation": texts[i % len(texts)]} for i, row in enumerate(found.verdicts)]
+    for content, column in ((to_csv(compare(found, tie_band=0.0)), "answer_1"), (verdicts_to_csv(verdicts), "explanation")):
+        cells = [row[column] for row in csv.DictReader(io.StringIO(content.decode(), newline=""))]
+        assert not [cell for cell in cells if cell.startswith(tuple(FORMULA))] and "'- Prozesse teilen nichts" in cells
+        assert [row[column] for row in read_csv(content)][: len(texts)] == texts
+    assert write_csv(["difference"], [{"difference": -0.25}]) == b"difference\r\n-0.25\r\n"
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path):
