@@ -132,10 +132,18 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         tie_bands=tie_bands,
         seed=config.run.seed,
         min_known_share=section.min_known_share,
-        maker=config.teacher.model,
+        makers=_makers(config),
     )
     budget = {"usd": section.budget_usd, "calls": section.max_calls, "stopped": [found.stopped for found in judged if found.stopped]}
     return stage.finish(**told, similarity=scale, budget=budget, next="raystill report CONFIG")
+
+
+def _makers(config: Config) -> list[str]:
+    """The models whose words the judged ones may have learnt."""
+    distill, is_text = config.distill, config.distill.targets == "text" and config.distill.text.model != "teacher"
+    of_student = [config.student.model, *(other.model for other in distill.teachers.values()), distill.text.model if is_text else None]
+    has_student = any("student" in pair for pair in config.judge.pairs)
+    return [config.teacher.model, *(name for name in of_student if name and has_student)]
 
 
 def _deciding_fields(config: Config) -> list[str]:

@@ -1,10 +1,10 @@
 """What the judges of a run said, and the manifest's account of it: cards, wins, agreement, and the lines that say them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_jobs.judging.canaries import followed
+from ray_jobs.judging.families import kin_of
 from ray_jobs.judging.imports import HUMAN
 from ray_jobs.judging.judge_verdict import WEAK_HUMAN_KAPPA
 from ray_jobs.judging.openai_judge import NOT_ASKED
@@ -49,7 +49,7 @@ def account(
     tie_bands: Mapping[str, float],
     seed: int,
     min_known_share: float,
-    maker: str,
+    makers: Sequence[str],
 ) -> Row:
     """Return the manifest's counts, judges with their cards, pairs, ranking and headline.
 
@@ -58,12 +58,12 @@ def account(
         similarities: Similarity rows.
         tie_bands: as in `compare_models`.
         min_known_share: share of known words below which an answer got no similarity.
-        maker: name of the model that the run's models were made from.
+        makers: names of the models that the run's models were made from or taught by.
     """
     verdicts = [row for found in judged for row in found.rows]
     names, members = [found.judge for found in judged], members_of(judged)
     results = compare_models(pairs, names, verdicts, similarities, tie_bands=tie_bands, seed=seed, members=members or None)
-    judges = [_judge(found, maker) | {"card": _card(found, verdicts, similarities, names, seed)} for found in judged]
+    judges = [_judge(found, makers) | {"card": _card(found, verdicts, similarities, names, seed)} for found in judged]
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
     headline += [line for found in judged if (line := _coverage_line(found))]
@@ -74,7 +74,9 @@ def account(
         )
     headline += [_word_line(found, entry["card"]) for found, entry in zip(judged, judges, strict=True) if found.judge != HUMAN]
     headline += [
-        f"judge: {found.judge} is of the same family as {maker}: it may prefer its own kind" for found in judged if _is_kin(found, maker)
+        f"judge: {entry['name']} is of the same family as {entry['family_of']}: it may prefer its own kind"
+        for entry in judges
+        if entry["family_of"]
     ]
     counts = {
         "similarities": len(similarities),
@@ -88,8 +90,9 @@ def account(
     return {"counts": counts, "judges": judges, "jury": members, "pairs": results, "ranking": ranking, "headline": headline}
 
 
-def _judge(found: Judged, maker: str) -> Row:
-    return {"name": found.judge, **found.facts, "family_of": maker if _is_kin(found, maker) else None}
+def _judge(found: Judged, makers: Sequence[str]) -> Row:
+    kin = kin_of(found.facts.get("model", ""), makers) if found.is_model else []
+    return {"name": found.judge, **found.facts, "family_of": " and ".join(kin) or None}
 
 
 def asked_share(rows: Sequence[Row]) -> Row:
@@ -136,14 +139,3 @@ def _coverage_line(found: Judged) -> str:
 
 def _word_line(found: Judged, card: Row) -> str:
     return f"judge: {found.judge} is {card['usability']['word']}: {'; '.join(card['usability']['reasons'])}"
-
-
-def _is_kin(found: Judged, maker: str) -> bool:
-    """Judges are said to prefer texts of their own family (arXiv:2404.13076)."""
-    return found.is_model and bool(_family(maker)) and _family(found.facts.get("model", "")) == _family(maker)
-
-
-def _family(model: str) -> str:
-    """Qwen/Qwen2.5-7B-Instruct -> qwen."""
-    found = re.match(r"[a-z]+", model.rstrip("/").rpartition("/")[2].lower())
-    return found[0] if found else ""

@@ -11,6 +11,7 @@ ANSWERS = {
     model: [{"answer_id": f"{model}{n}", "question_id": f"q{n}", "model": model, "text": model, "finish_reason": "stop"} for n in range(4)]
     for model in ("base", "teacher")
 }
+MAKERS = ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", "openai/gpt-4.1", "HuggingFaceTB/SmolLM2-1.7B"]
 GAMES = make_games(QUESTIONS, ANSWERS, [("base", "teacher")])
 
 
@@ -22,7 +23,7 @@ def rows_of(judge, words):
 
 
 def told(judged):
-    return account(judged, [], pairs=[("base", "teacher")], tie_bands={}, seed=0, min_known_share=0.85, maker="Qwen/Qwen2.5-0.5B")
+    return account(judged, [], pairs=[("base", "teacher")], tie_bands={}, seed=0, min_known_share=0.85, makers=MAKERS)
 
 
 def test_more_than_half_decide_and_nobody_makes_no_verdict():
@@ -58,7 +59,9 @@ def test_a_stop_is_told_with_its_share_and_with_what_goes_on():
     lines = found["headline"]
     assert any("m1:x was asked 4 of 8 games (50%)" in line and line.endswith("the budget is spent") for line in lines)
     assert any("m1:x is of the same family as Qwen/Qwen2.5-0.5B" in line for line in lines)
-    assert found["judges"][0]["family_of"].startswith("Qwen/Qwen2.5-0.5B")
+    assert found["judges"][0]["family_of"] == "Qwen/Qwen2.5-0.5B"
+    other = told([Judged("m1:x", rows, {"model": "claude-3-5-sonnet"}, is_model=True)])
+    assert other["judges"][0]["family_of"] is None and not any("family" in line for line in other["headline"])
 
 
 def test_a_stopped_stage_goes_on_with_a_larger_budget_alone():
