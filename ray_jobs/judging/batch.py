@@ -39,11 +39,16 @@ class BatchAsked(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """What is written of a batch; `batch_id` is empty while it is being made."""
+    """What is written of a batch; `batch_id` is empty while it is being made.
+
+    Attributes:
+        doubtful: of calls that were sent before and may have been billed without an answer, how often.
+    """
 
     keys: list[str]
     batch_id: str = ""
     is_done: bool = False
+    doubtful: dict[str, int] = {}  # noqa: RUF012
 
 
 def ask_batch(
@@ -172,10 +177,13 @@ class _Batches:
         """Make a batch and return its name; whoever is killed in between finds it by that name."""
         from openai import OpenAIError
 
-        name = content_id([call.key for call in calls], time.time_ns())
-        self._write(name, _Record([call.key for call in calls]))
+        keys = [call.key for call in calls]
+        name = content_id(keys, time.time_ns())
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self._intend, calls))
+            before = dict(zip(keys, pool.map(self._ledger.intent, keys), strict=True))
+            record = _Record(keys, doubtful={key: intent.sends for key, intent in before.items() if intent.sends})
+            self._write(name, record)
+            list(pool.map(lambda call: self._intend(call, before[call.key]), calls))
         try:
             upload = self._client.files.create(file=("calls.jsonl", io.BytesIO(b"".join(map(_line, calls)))), purpose="batch")
             batch = self._client.with_options(max_retries=0).batches.create(
@@ -183,12 +191,13 @@ class _Batches:
             )
         except OpenAIError as error:
             raise self._error(error) from None
-        self._write(name, _Record([call.key for call in calls], batch.id))
+        self._write(name, record._replace(batch_id=batch.id))
         return name
 
-    def _intend(self, call: Call) -> None:
-        tokens = most_prompt_tokens(call.request), most_completion_tokens(call.request)
-        self._ledger.intend(call.key, Intent(self._ledger.intent(call.key).sends + 1, *tokens, _worst(call, self._prices)))
+    def _intend(self, call: Call, before: Intent) -> None:
+        tokens, usd = (most_prompt_tokens(call.request), most_completion_tokens(call.request)), _worst(call, self._prices)
+        dearest = usd if usd is None or before.usd is None else max(usd, before.usd)  # earlier sends may have been at the full price
+        self._ledger.intend(call.key, Intent(before.sends + 1, *tokens, dearest))
 
     def fetch(self, name: str, wanted: dict[str, Call]) -> dict[str, Reply]:
         """Wait for a batch and keep its replies; those that it did not get to may be asked again."""
@@ -203,17 +212,17 @@ class _Batches:
             raise self._error(error) from None
         replies = {line["custom_id"]: self._reply(line, wanted) for line in lines if not _is_expired(line)}
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda key: self._settle(key, replies.get(key)), record.keys))
+            list(pool.map(lambda key: self._settle(key, replies.get(key), record.doubtful.get(key, 0)), record.keys))
         self._write(name, record._replace(batch_id=batch_id, is_done=True))
         if batch is not None and batch.status == "failed":
             raise EndpointError(f"the endpoint refuses batch {batch_id}: {str(batch.errors)[:300]}; nothing was billed")
         return {key: reply for key, reply in replies.items() if key in wanted}
 
-    def _settle(self, key: str, reply: Reply | None) -> None:
-        if reply is None or reply.error:
-            self._ledger.intend(key, Intent())  # never reached or refused, so never billed
+    def _settle(self, key: str, reply: Reply | None, doubtful: int) -> None:
+        if reply is None or reply.error:  # never reached or refused, so never billed
+            self._ledger.intend(key, self._ledger.intent(key)._replace(sends=doubtful))
         else:
-            self._ledger.keep(key, reply)
+            self._ledger.keep(key, reply._replace(doubtful=doubtful))
 
     def _find(self, name: str) -> str:
         """Return the id of a batch that was made but not written down; empty where it was never made."""

@@ -60,11 +60,12 @@ class _Permit(NamedTuple):
 
 
 class _Tries(NamedTuple):
-    """What one call has been through; `billed` sends may have been billed, and `tokens` surely were; the ledger says `intended`."""
+    """What one call has been through; `billed` sends may have been billed, all but the `doubtful` surely; the ledger says `intended`."""
 
     request: dict[str, Any]
     billed: int
     intended: int
+    doubtful: int
     for_nothing: int = 0
     failures: int = 0
     refusals: int = 0
@@ -117,7 +118,7 @@ class Caller:
 
     async def _answer(self, call: Call) -> Reply | None:
         before = await self._in_thread(self._ledger.intent, call.key)
-        tries = _Tries(call.request, before.sends, before.sends)
+        tries = _Tries(call.request, before.sends, before.sends, before.sends)
         while True:
             is_again = tries.failures + tries.refusals + tries.is_longer > 0
             ask = _ask_for(tries.request, self._prices)._replace(is_again=is_again)
@@ -164,7 +165,7 @@ class Caller:
             is_estimated=outcome.is_estimated,
             usd=self._prices.cost(outcome.prompt_tokens, outcome.completion_tokens) if is_billed else 0.0,
             may_be_billed=outcome.may_be_billed,
-            is_doubtful=tries.billed > 0 and not tries.is_longer,
+            is_doubtful=tries.doubtful > 0,
             wait_s=outcome.told.wait_s,
             requests_per_minute=outcome.told.requests_per_minute,
             tokens_per_minute=outcome.told.tokens_per_minute,
@@ -174,6 +175,7 @@ class Caller:
         )
         tries = tries._replace(
             billed=tries.billed + (is_billed or outcome.may_be_billed),
+            doubtful=tries.doubtful + outcome.may_be_billed,
             prompt_tokens=tries.prompt_tokens + outcome.prompt_tokens,
             completion_tokens=tries.completion_tokens + outcome.completion_tokens,
         )
@@ -194,7 +196,7 @@ class Caller:
     async def _finish(self, call: Call, outcome: Outcome, report: Report, tries: _Tries) -> Reply:
         tokens = (tries.prompt_tokens, tries.completion_tokens)
         usd = self._prices.cost(*tokens) if sum(tokens) else 0.0
-        reply = Reply(outcome.body, outcome.seconds, outcome.error, *tokens, outcome.is_estimated, outcome.model, usd)
+        reply = Reply(outcome.body, outcome.seconds, outcome.error, *tokens, outcome.is_estimated, outcome.model, usd, tries.doubtful)
         try:
             if reply.error:
                 await self._withdraw(call, tries)
@@ -277,7 +279,7 @@ def _ask_for(request: dict[str, Any], prices: Prices) -> Ask:
 
 
 def _intent(request: dict[str, Any], prices: Prices, sends: int) -> Intent:
-    return Intent(sends, count_tokens(request), most_completion_tokens(request), _worst_usd(request, prices))
+    return Intent(sends, most_prompt_tokens(request), most_completion_tokens(request), _worst_usd(request, prices))
 
 
 def _worst_usd(request: dict[str, Any], prices: Prices) -> float | None:

@@ -39,7 +39,8 @@ class Reply(NamedTuple):
         completion_tokens: as `prompt_tokens`.
         is_estimated: the endpoint told no usage; the tokens are an own count.
         model: name of the model that says it answered.
-        usd: cost at the prices of that day; None where a price is unknown.
+        usd: cost of these tokens at the prices of that day; None where a price is unknown.
+        doubtful: sends before this one that may have been billed without an answer; the tokens above are without them.
     """
 
     body: str
@@ -50,6 +51,7 @@ class Reply(NamedTuple):
     is_estimated: bool = False
     model: str = ""
     usd: float | None = None
+    doubtful: int = 0
 
 
 class EndpointOptions(NamedTuple):

@@ -2,7 +2,8 @@
 
 One small file an intent and one a reply: that is atomic on every storage, object stores too, which cannot append; it needs no
 lock between workers, and a file is found by its call's key alone. The same ledger serves any number of runs, judges and
-reports. An intent without a reply says that the call may have been billed.
+reports. A send without a reply may have been billed: it counts with the most it can have cost, also once a later send of the
+same call is answered.
 
     FOLDER/KEY.json            the reply
     FOLDER/intents/KEY.json    how often the call was sent, and what each time could cost
@@ -20,6 +21,8 @@ SCHEMA = 2
 UNKNOWN = Prices()
 THREADS = 16
 """Files read at once: an object store takes tens of milliseconds for each, whatever its size."""
+_OLDEST_REPLY = set(Reply._fields) - {"doubtful"}
+"""Fields that every reply of this schema has."""
 T = TypeVar("T")
 
 
@@ -33,7 +36,7 @@ class Intent(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What the calls of a ledger cost; those without a reply count with what they could have cost.
+    """What the calls of a ledger cost; sends without a reply count with what they could have cost.
 
     Args:
         calls: requests that were billed, or may have been.
@@ -108,17 +111,26 @@ class Ledger:
 
 
 def _add(total: Spent, reply: Reply | None, intent: Intent, prices: Prices) -> Spent:
-    """A reply's tokens are those of all its sends; without one, every send may have been billed."""
-    times, cost = (1, reply) if reply is not None else (intent.sends, intent)
-    usd = prices.cost(cost.prompt_tokens, cost.completion_tokens) if cost.usd is None else cost.usd
+    """Add a call: what its reply was billed, and every send that may have been billed without one."""
+    parts: list[tuple[Reply | Intent, int]] = [(intent, intent.sends if reply is None else reply.doubtful)]
+    if reply is not None:
+        parts.append((reply, 1))
+    costs = [_usd(cost, prices, times) for cost, times in parts]
     return Spent(
-        calls=total.calls + max(intent.sends, 1 if reply is not None else 0),
-        prompt_tokens=total.prompt_tokens + times * cost.prompt_tokens,
-        completion_tokens=total.completion_tokens + times * cost.completion_tokens,
-        usd=None if total.usd is None or (usd is None and times) else total.usd + times * (usd or 0.0),
+        calls=total.calls + max(intent.sends, 0 if reply is None else reply.doubtful + 1),
+        prompt_tokens=total.prompt_tokens + sum(times * cost.prompt_tokens for cost, times in parts),
+        completion_tokens=total.completion_tokens + sum(times * cost.completion_tokens for cost, times in parts),
+        usd=None if total.usd is None or None in costs else total.usd + sum(cost or 0.0 for cost in costs),
         unanswered=total.unanswered + (reply is None and intent.sends > 0),
         ignored_files=total.ignored_files,
     )
+
+
+def _usd(cost: Reply | Intent, prices: Prices, times: int) -> float | None:
+    if not times:
+        return 0.0
+    usd = prices.cost(cost.prompt_tokens, cost.completion_tokens) if cost.usd is None else cost.usd
+    return None if usd is None else times * usd
 
 
 def _keys(folder: Storage) -> set[str]:
@@ -137,7 +149,7 @@ def _read(folder: Storage, key: str) -> dict[str, Any] | None:
 
 
 def _reply(fields: dict[str, Any] | None) -> Reply | None:
-    return Reply(**fields) if fields and set(fields) == set(Reply._fields) else None
+    return Reply(**fields) if fields and _OLDEST_REPLY <= set(fields) <= set(Reply._fields) else None
 
 
 def _intent(fields: dict[str, Any] | None) -> Intent | None:

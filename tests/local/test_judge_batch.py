@@ -10,7 +10,7 @@ from ray_jobs.core.errors import ConfigError, EndpointError
 from ray_jobs.core.storage import Storage
 from ray_jobs.judging.batch import ask_batch, open_batches
 from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Prices, make_call
-from ray_jobs.judging.ledger import Ledger
+from ray_jobs.judging.ledger import Intent, Ledger
 from ray_jobs.judging.ray_calls import _check_batches
 
 NUM = 6
@@ -125,6 +125,16 @@ def test_an_expired_batch_bills_what_it_finished_and_the_rest_is_asked_next(ledg
         server.num_answered = None
         assert ask(server, ledger).counters.ok == 2
     assert sorted(server.billed) == sorted(call.key for call in calls_to())
+
+
+def test_what_calls_may_have_cost_before_a_batch_still_counts(ledger):
+    first, last = calls_to()[0], calls_to()[-1]
+    for call in (first, last):
+        ledger.intend(call.key, Intent(2, usd=0.5))
+    with BatchServer(num_answered=4).running() as server:
+        ask(server, ledger)
+    assert ledger.spent().calls == 4 + 2 + 2 and ledger.spent().usd == pytest.approx(4 * HALF + 4 * 0.5)
+    assert ledger.intent(last.key).sends == 2 and ledger.reply(first.key).doubtful == 2
 
 
 def test_a_text_that_is_refused_is_an_unscored_row(ledger):

@@ -13,8 +13,9 @@ from pydantic import SecretStr
 from ray_jobs.core.storage import Storage
 from ray_jobs.judging import caller
 from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Limits, Prices, make_call
+from ray_jobs.judging.endpoint import most_completion_tokens, most_prompt_tokens
 from ray_jobs.judging.here import ask_here
-from ray_jobs.judging.ledger import Ledger, Spent
+from ray_jobs.judging.ledger import Intent, Ledger, Spent
 from ray_jobs.judging.limiter import Limiter
 
 SECRET = "sk-test-7f3a"
@@ -56,6 +57,14 @@ def ask(server, ledger, *, calls=None, max_retries=4, timeout_s=30.0, limits=Non
 
 def winners(replies):
     return [json.loads(json.loads(reply.body)["choices"][0]["message"]["content"])["winner"] for reply in replies]
+
+
+def worst(request):
+    return PRICES.cost(most_prompt_tokens(request), most_completion_tokens(request))
+
+
+def repeated(requests):
+    return [request for i, request in enumerate(requests) if request in requests[:i]]
 
 
 def faultless():
@@ -100,8 +109,9 @@ def test_what_passes_leaves_the_replies_of_a_run_without_faults(ledger, fault, a
     again = adds.get("retries", 0) + adds.get("rate_limited", 0)
     assert asked.counters == OK._replace(sent=NUM + again, **adds) and not asked.stopped
     assert len(server.requests) == NUM + again
+    doubtful = [worst(request) for request in repeated(server.requests)] if "possibly_paid_twice" in adds else []
     spent = ledger.spent()
-    assert spent.calls == NUM + adds.get("possibly_paid_twice", 0) and spent.usd == OK.usd
+    assert spent.calls == NUM + len(doubtful) and spent.usd == pytest.approx(NUM * 200e-6 + sum(doubtful))
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -283,10 +293,25 @@ def test_a_full_disk_stops_before_the_next_call_is_paid(tmp_path):
 def test_an_intent_without_a_reply_is_asked_again_and_counted(ledger):
     with JudgeServer().running() as server:
         calls = calls_to(server)
-        ledger.intend(calls[4].key, ledger.intent(calls[4].key)._replace(sends=1))
+        most = worst(calls[4].request)
+        ledger.intend(calls[4].key, Intent(1, usd=most))
         _, asked = ask(server, ledger, calls=calls)
     assert asked.counters == OK._replace(possibly_paid_twice=1)
-    assert ledger.spent().calls == NUM + 1
+    assert ledger.spent().calls == NUM + 1 and ledger.spent().usd == pytest.approx(NUM * 200e-6 + most)
+
+
+def test_a_budget_in_dollars_holds_over_drivers_that_were_killed(ledger):
+    with JudgeServer().running() as server:
+        calls = calls_to(server, 6)
+        most = [worst(call.request) for call in calls]
+        budget = Budget(usd=6 * max(most))
+        for call, usd in zip(calls[:4], most[:4], strict=True):  # each was sent and maybe billed, and its sender killed
+            ledger.intend(call.key, Intent(1, usd=usd))
+        for _ in range(2):
+            limiter = Limiter(Limits(requests_per_minute=12000), budget, ledger.spent(), now=time.monotonic())
+            _, asked = ask(server, ledger, calls=calls, limiter=limiter)
+    assert "budget" in asked.stopped and server.requests
+    assert sum(most[:4]) + 200e-6 * len(server.requests) <= budget.usd
 
 
 def test_what_is_answered_is_not_asked_again_and_no_calls_is_no_work(ledger):

@@ -43,6 +43,23 @@ def test_a_reply_costs_what_it_says_and_an_unknown_price_makes_the_sum_unknown(f
     assert Ledger(folder.sub("empty")).spent() == Spent()
 
 
+def test_sends_without_an_answer_stay_paid_for_when_a_later_one_is_answered(folder):
+    ledger = Ledger(folder)
+    ledger.intend("k", Intent(3, 80, 20, 0.5))
+    ledger.keep("k", REPLY._replace(doubtful=2))
+    assert ledger.spent() == Spent(calls=3, prompt_tokens=2 * 80 + 100, completion_tokens=2 * 20 + 50, usd=2 * 0.5 + 0.25)
+    ledger.intend("l", Intent(2, 80, 20))
+    ledger.keep("l", REPLY._replace(doubtful=1))
+    assert ledger.spent().usd is None and ledger.spent(Prices(1e6, 2e6)).usd == 1.25 + 80 + 2 * 20 + 0.25
+
+
+def test_a_reply_that_says_nothing_of_earlier_sends_is_still_one(folder):
+    fields = REPLY._asdict()
+    del fields["doubtful"]
+    folder.write_json("k.json", {"schema": 2, **fields})
+    assert Ledger(folder).reply("k") == REPLY and Ledger(folder).spent().ignored_files == 0
+
+
 OLDER = ['{"body": "b", "seconds": 1.0}', '{"schema": 1}', '{"schema": 2}']
 
 
