@@ -226,8 +226,8 @@ def _by_model(config: Config, name: str, games: list[Game], canaries: list[Canar
     mine, planted = judge.games(games), [canary.game for canary in canaries]
     calls = judge.calls([*mine, *planted])
     ask = _ask_local if options.local else _ask_endpoint
-    ledger = Ledger(replies.sub("local") if options.local else replies)  # what costs nothing counts against no budget
-    asked = ask(config, judge, options, [calls[game] for game in [*planted, *in_turn(mine, seed=judge.seed)] if game in calls], ledger)
+    in_order = [calls[game] for game in [*planted, *in_turn(mine, seed=judge.seed)] if game in calls]
+    asked = ask(config, judge, options, in_order, judge.ledger(replies))
     rows = judge.verdicts(judge.rulings(mine, calls, asked))
     facts = {
         **judge.facts,

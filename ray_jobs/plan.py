@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.core.config import Config, DistillSection, FinetuneSection
 from ray_jobs.core.errors import StageMissing
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.storage import Storage
 
 if TYPE_CHECKING:
-    from ray_jobs.judging.pairs import Game
+    from ray_jobs.judging.openai_judge import ModelJudge
     from ray_jobs.training.alternatives import Limits, OverWorkers
     from ray_jobs.training.architecture import Architecture
     from ray_jobs.training.memory_plan import Memory, Request
     from ray_jobs.training.run_estimate import Estimate
 
 GB = 10**9
-BATCH_PRICE = 0.5
-"""Share of the price that providers take for a batch of up to a day."""
 
 
 def run(config: Config, *, force: bool) -> dict[str, Any]:
@@ -135,33 +134,43 @@ def _beside(config: Config, teacher: "Architecture", request: "Request") -> dict
 
 def _judges(config: Config) -> dict[str, Any]:
     """Plan the calls of the language models among the judges; without questions there is nothing to count yet."""
-    from ray_jobs.judging.call_plan import in_words, plan_calls
+    from ray_jobs.judging.call_plan import games_to_plan, in_words, plan_calls
     from ray_jobs.judging.canaries import make_canaries
-    from ray_jobs.judging.ledger import Ledger
-    from ray_jobs.judging.openai_judge import ModelJudge
-    from ray_jobs.judging.rubric import load_rubric
 
     section, run, models = config.judge, RunFolder(config), config.judge.model_judges()
     questions = _questions(config, run) if models else []
     if not questions:
         return {"plans": [], "lines": [f"judge {name}: calls are counted from the questions, and there are none yet" for name in models]}
-    games, are_answered = _games(config, run, questions)
-    canaries = make_canaries(questions, section.canaries, seed=config.run.seed)
-    rubric, plans, lines = load_rubric(section.rubric), [], []
+    answers = _answers(config, run)
+    games, canaries = games_to_plan(questions, answers, section.pairs), make_canaries(questions, section.canaries, seed=config.run.seed)
+    replies, plans, lines = run.storage.sub("replies"), [], []
     for name, options in models.items():
+        judge = _model_judge(config, name, replies)
         plan = plan_calls(
-            ModelJudge.of(name, options.model_dump(), seed=config.run.seed, repeats=section.repeats, rubric=rubric),
+            judge,
             games=games,
             canaries=canaries,
-            ledger=None if options.local else Ledger(run.storage.sub("replies")),
-            missing_answer_tokens=0 if are_answered else config.answer.max_new_tokens,
-            requests_per_minute=options.requests_per_minute,
-            tokens_per_minute=options.tokens_per_minute,
-            price_share=BATCH_PRICE if options.backend == "batch" else 1.0,
+            ledger=judge.ledger(replies),
+            missing_answer_tokens=config.answer.max_new_tokens if answers is None else 0,
+            **options.model_dump(include={"requests_per_minute", "tokens_per_minute", "backend"}),
         )
         plans.append(plan._asdict())
-        lines += in_words(plan, is_local=options.local is not None)
+        lines += in_words(plan, is_local=judge.is_local)
     return {"plans": plans, "lines": lines}
+
+
+def _model_judge(config: Config, name: str, replies: Storage) -> "ModelJudge":
+    """A model of our own is opened only where replies of one are kept: it takes a moment, or a download."""
+    from ray_jobs.core.models import resolve_model
+    from ray_jobs.distillation.identity import teacher_identity
+    from ray_jobs.judging.openai_judge import ModelJudge
+    from ray_jobs.judging.rubric import load_rubric
+
+    options, rubric = config.judge.model_judges()[name], load_rubric(config.judge.rubric)
+    is_kept = options.local is not None and bool(replies.sub("local").names())
+    identity = teacher_identity(resolve_model(options.local or ""), dtype=config.answer.dtype) if is_kept else ""
+    how = {"seed": config.run.seed, "repeats": config.judge.repeats, "rubric": rubric, "identity": identity}
+    return ModelJudge.of(name, options.model_dump(), **how)
 
 
 def _questions(config: Config, run: RunFolder) -> list[dict[str, Any]]:
@@ -176,21 +185,12 @@ def _questions(config: Config, run: RunFolder) -> list[dict[str, Any]]:
     return [question.model_dump() for question in read_questions(file)]
 
 
-def _games(config: Config, run: RunFolder, questions: list[dict[str, Any]]) -> tuple[list["Game"], bool]:
-    """Return the games, and whether they have their answers; without, each model's answer is its name."""
-    from ray_jobs.judging.pairs import make_games
-
-    models = {model for pair in config.judge.pairs for model in pair}
-    made, prepared = _manifest(run, "answer"), _manifest(run, "prepare")
-    files = {model: f"{model}.parquet" for model in models}
-    folder = run.folder("answer")
-    if made and prepared and made["inputs"].get("prepare") == prepared["id"] and all(map(folder.exists, files.values())):
-        return make_games(questions, {model: folder.read_parquet(file) for model, file in files.items()}, config.judge.pairs), True
-    blank = {"answer_id": "", "finish_reason": "stop"}
-    answers = {
-        model: [{**blank, "question_id": row["question_id"], "model": model, "text": model} for row in questions] for model in models
-    }
-    return make_games(questions, answers, config.judge.pairs), False
+def _answers(config: Config, run: RunFolder) -> dict[str, list[dict[str, Any]]] | None:
+    """Return the answers to these questions; None where some are not there yet."""
+    folder, made, prepared = run.folder("answer"), _manifest(run, "answer"), _manifest(run, "prepare")
+    files = {model: f"{model}.parquet" for pair in config.judge.pairs for model in pair}
+    are_these = made and prepared and made["inputs"].get("prepare") == prepared["id"] and all(map(folder.exists, files.values()))
+    return {model: folder.read_parquet(file) for model, file in files.items()} if are_these else None
 
 
 def _bases(config: Config, teacher: "Architecture") -> list["Memory"]:

@@ -1,13 +1,14 @@
 """What a language-model judge will cost: calls, tokens, dollars and minutes, before one call is sent. No network."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ray_jobs.judging.batch import HALF
 from ray_jobs.judging.calls import Call
 from ray_jobs.judging.canaries import Canary
 from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.openai_judge import ModelJudge
-from ray_jobs.judging.pairs import Game
+from ray_jobs.judging.pairs import Game, make_games
 
 Row = dict[str, Any]
 CHARS_PER_TOKEN = (5.0, 3.0)
@@ -44,34 +45,46 @@ class CallPlan(NamedTuple):
     minutes: float | None
 
 
+def games_to_plan(questions: Sequence[Row], answers: Mapping[str, list[Row]] | None, pairs: Sequence[tuple[str, str]]) -> list[Game]:
+    """Return the games of a run; where there are no answers yet, each model's answer is its name."""
+    if answers is None:
+        blank = {"answer_id": "", "finish_reason": "stop"}
+        models = {model for pair in pairs for model in pair}
+        answers = {
+            model: [{**blank, "question_id": row["question_id"], "model": model, "text": model} for row in questions] for model in models
+        }
+    return make_games(list(questions), dict(answers), pairs)
+
+
 def plan_calls(
     judge: ModelJudge,
     *,
     games: Sequence[Game],
     canaries: Sequence[Canary],
-    ledger: Ledger | None,
+    ledger: Ledger,
     missing_answer_tokens: int,
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
-    price_share: float = 1.0,
+    backend: str = "calls",
 ) -> CallPlan:
     """Return what a judge costs.
 
     Args:
-        games: with their answers; where there are none yet, with their model's name in the place of the text.
-        ledger: None for a run that has none.
+        games: as `games_to_plan` has them.
+        ledger: what is paid for already.
         missing_answer_tokens: most tokens of an answer that is not there yet; 0 where all are.
         requests_per_minute: limit of the provider, where it is given.
         tokens_per_minute: as `requests_per_minute`.
-        price_share: what a batch endpoint takes of the price.
+        backend: calls, or batch, which takes half the price.
     """
     played, planted = judge.calls(judge.games(games)), judge.calls(canary.game for canary in canaries)
     calls = {call.key: call for call in [*planted.values(), *played.values()]}
-    kept = ledger.replies(calls) if ledger else {}
+    kept = ledger.replies(calls)
     new = [call for key, call in calls.items() if key not in kept]
     not_planted = sum(call.key not in kept for call in played.values())
     prompt = _prompt_tokens(new, 2 * missing_answer_tokens * not_planted)
     completion = Range(len(new) * min(LEAST_REPLY_TOKENS, judge.max_tokens), len(new) * judge.max_tokens)
+    share = HALF if backend == "batch" else 1.0
     costs = [judge.prices.cost(round(read), round(written)) for read, written in zip(prompt, completion, strict=True)]
     return CallPlan(
         judge=judge.label,
@@ -81,7 +94,7 @@ def plan_calls(
         is_exact=not missing_answer_tokens,
         prompt_tokens=prompt,
         completion_tokens=completion,
-        usd=None if costs[0] is None or costs[1] is None else Range(price_share * costs[0], price_share * costs[1]),
+        usd=None if costs[0] is None or costs[1] is None else Range(share * costs[0], share * costs[1]),
         minutes=_minutes(len(new), prompt.high + completion.high, requests_per_minute, tokens_per_minute),
     )
 

@@ -4,13 +4,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 from ray_jobs.core.records import content_id
+from ray_jobs.core.storage import Storage
 from ray_jobs.judging.calls import Asked, Call, Prices, Reply, make_call
+from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.pairs import Game, Ruling, repeated, settle, verdict_row
-from ray_jobs.judging.parse import read_completion, read_opinion
+from ray_jobs.judging.parse import Completion, read_completion, read_opinion
 from ray_jobs.judging.prices import FREE, prices_of
 from ray_jobs.judging.rubric import RUBRIC, SCHEMA, Rubric, is_shortened
 
 Row = dict[str, Any]
+LOCAL = "local:"
 NOT_ASKED = "not asked: "
 
 
@@ -49,7 +52,7 @@ class ModelJudge(NamedTuple):
         return cls(
             name=name,
             model=local or section["model"],
-            place=f"local:{identity}" if local else base_url or "",
+            place=f"{LOCAL}{identity}" if local else base_url or "",
             max_tokens=section["max_tokens"],
             structured=section["structured"] and not local,
             prices=FREE if local else prices_of(section["model"], base_url=base_url, **given),
@@ -67,6 +70,15 @@ class ModelJudge(NamedTuple):
     def rubric_sha(self) -> str:
         """The hash of the rubric and the model that applies it."""
         return content_id(self.rubric.sha, self.model)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a model of our own."""
+        return self.place.startswith(LOCAL)
+
+    def ledger(self, replies: Storage) -> Ledger:
+        """Return what keeps its replies; those of a model of our own lie apart, as what costs nothing counts against no budget."""
+        return Ledger(replies.sub("local") if self.is_local else replies)
 
     def games(self, games: Iterable[Game]) -> list[Game]:
         """Return the games as often as this judge is asked."""
@@ -116,9 +128,7 @@ def in_turn(games: Iterable[Game], *, seed: int) -> list[Game]:
 
 def rule(game: Game, reply: Reply, prices: Prices) -> Ruling:
     """Return the ruling on a game from the reply to its call; unscored with a reason where it fails."""
-    if reply.error:
-        return Ruling(None, unscored=f"no reply: {reply.error}")
-    completion = read_completion(reply.body)
+    completion = Completion() if reply.error else read_completion(reply.body)
     tokens = (reply.prompt_tokens or completion.prompt_tokens, reply.completion_tokens or completion.completion_tokens)
     facts: dict[str, Any] = {
         "raw": reply.body,
@@ -126,6 +136,8 @@ def rule(game: Game, reply: Reply, prices: Prices) -> Ruling:
         "completion_tokens": tokens[1],
         "cost_usd": prices.cost(*tokens) if reply.usd is None else reply.usd,
     }
+    if reply.error:
+        return Ruling(None, unscored=f"no reply: {reply.error}", **facts)
     if completion.problem:
         return Ruling(None, unscored=completion.problem, **facts)
     opinion = read_opinion(completion.text, swapped=game.swapped)

@@ -11,8 +11,9 @@ LISTED = {
     "gpt-4.1-mini": Prices(0.40, 1.60),
     "gpt-4.1-nano": Prices(0.10, 0.40),
 }
-"""Standard prices of text tokens on the provider's own endpoint, as SOURCE had them at AS_OF, checked against copies of three other
-lists. A dated snapshot of a model costs what the model costs. Models that refuse `max_tokens` cannot judge here and are not listed."""
+"""Standard prices of text tokens on the provider's own endpoint at AS_OF, as copies of the page SOURCE gave them: the page itself
+was not read, but three other lists agree. A dated snapshot of a model costs what the model costs. Models that refuse `max_tokens`
+cannot judge here and are not listed."""
 FREE = Prices(0.0, 0.0)
 
 

@@ -74,7 +74,7 @@ def _judge(run: RunFiles, judge: str) -> Finding:
     rows = [row for row in run.verdicts if row["judge"] == judge]
     results = pair_results(rows, judge)
     scored = [result for result in results if result.winner is not None]
-    costs = [row["cost_usd"] for row in rows if row["cost_usd"] is not None]
+    costs = [row["cost_usd"] for row in rows if row["raw"] or row["prompt_tokens"]]  # the others were settled by rule, or never asked
     return {
         "judge": judge,
         "rubric_sha": sorted({row["rubric_sha"] for row in rows}),
@@ -86,7 +86,7 @@ def _judge(run: RunFiles, judge: str) -> Finding:
         "consistent_share": sum(result.consistent for result in scored) / len(scored) if scored else None,
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
         "completion_tokens": sum(row["completion_tokens"] for row in rows),
-        "cost_usd": sum(costs) if costs else None,
+        "cost_usd": sum(costs) if costs and None not in costs else None,
         "card": _card(run, judge),
     }
 

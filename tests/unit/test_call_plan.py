@@ -7,13 +7,15 @@ from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ConfigError
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.call_plan import in_words, plan_calls
+from ray_jobs.distillation.identity import teacher_identity
+from ray_jobs.judging.call_plan import games_to_plan, in_words, plan_calls
 from ray_jobs.judging.calls import Prices, Reply
 from ray_jobs.judging.canaries import make_canaries
 from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.openai_judge import ModelJudge
 from ray_jobs.judging.pairs import make_games
 from ray_jobs.judging.prices import LISTED, are_known, prices_of
+from ray_jobs.judging.rubric import RUBRIC
 
 QUESTIONS = [{"question_id": f"q{n}", "question": "Why?", "reference": f"Sample {n}.", "language": "en"} for n in range(10)]
 JUDGE = ModelJudge("openai", "gpt-4o", "", 800, True, Prices(2.5, 10.0), 0)
@@ -30,13 +32,26 @@ def games_of(text_of):
     return make_games(QUESTIONS, answers, [("base", "teacher")])
 
 
-def planned(games, *, canaries=0, ledger=None, missing=0, judge_=JUDGE, rpm=None, tpm=None):
-    planted = make_canaries(QUESTIONS, canaries, seed=0)
-    limits = {"requests_per_minute": rpm, "tokens_per_minute": tpm}
-    return plan_calls(judge_, games=games, canaries=planted, ledger=ledger, missing_answer_tokens=missing, **limits)
+@pytest.fixture
+def planned(tmp_path):
+    """A function that plans the calls of one judge, whose replies are kept in the test's own folder."""
+
+    def plan_of(games, *, canaries=0, missing=0, judge_=JUDGE, rpm=None, tpm=None, backend="calls"):
+        return plan_calls(
+            judge_,
+            games=games,
+            canaries=make_canaries(QUESTIONS, canaries, seed=0),
+            ledger=judge_.ledger(Storage(str(tmp_path))),
+            missing_answer_tokens=missing,
+            requests_per_minute=rpm,
+            tokens_per_minute=tpm,
+            backend=backend,
+        )
+
+    return plan_of
 
 
-def test_equal_answers_are_no_calls_and_without_answers_all_games_are():
+def test_equal_answers_are_no_calls_and_without_answers_all_games_are(planned):
     some_equal = games_of(lambda model, n: "same" if n < 4 else f"{model} says {n}")
     assert planned(some_equal).calls == 12 and planned(some_equal, canaries=3).calls == 15
     bound = planned(games_of(lambda model, n: model), canaries=3, missing=100)
@@ -45,27 +60,31 @@ def test_equal_answers_are_no_calls_and_without_answers_all_games_are():
     assert "23 calls at most" in in_words(bound, is_local=False)[0]
 
 
-def test_repeats_multiply_and_kept_replies_cost_nothing(tmp_path):
+def test_repeats_multiply_and_kept_replies_cost_nothing(planned, tmp_path):
     games, ledger = games_of(lambda model, n: f"{model} says {n}"), Ledger(Storage(str(tmp_path)))
+    assert planned(games).calls == 20
     twice = JUDGE._replace(repeats=2)
     assert planned(games, judge_=twice).calls == 40
     for call in list(JUDGE.calls(games).values())[:5]:
         ledger.keep(call.key, Reply("{}", 0.1))
-    found = planned(games, ledger=ledger)
+    found = planned(games)
     assert (found.calls, found.answered) == (15, 5)
-    assert planned(games, judge_=twice, ledger=ledger).calls == 35
-    assert planned(games, judge_=JUDGE._replace(model="other"), ledger=ledger).calls == 20
+    assert planned(games, judge_=twice).calls == 35
+    assert planned(games, judge_=JUDGE._replace(model="other")).calls == 20
 
 
-def test_price_and_minutes_are_ranges_of_the_tokens():
+def test_price_and_minutes_are_ranges_of_the_tokens(planned):
     found = planned(games_of(lambda model, n: f"{model} says {n}"), rpm=40, tpm=10_000)
     assert found.completion_tokens == (20 * 60, 20 * 800)
     assert found.usd.high == pytest.approx(round(found.prompt_tokens.high) * 2.5e-6 + 20 * 800 * 10e-6)
     assert found.usd.low < found.usd.high
     assert found.minutes == pytest.approx((found.prompt_tokens.high + found.completion_tokens.high) / 10_000)
     assert planned(games_of(lambda model, n: f"{model} {n}"), rpm=40).minutes == 0.5
+    batch = planned(games_of(lambda model, n: f"{model} says {n}"), backend="batch")
+    assert batch.usd == (pytest.approx(found.usd.low / 2), pytest.approx(found.usd.high / 2)) and batch.calls == found.calls
     unknown = planned(games_of(lambda model, n: f"{model} {n}"), judge_=JUDGE._replace(prices=Prices()))
     assert (unknown.usd, unknown.minutes) == (None, None)
+    assert planned(games_of(lambda model, n: f"{model} {n}"), judge_=JUDGE._replace(prices=Prices(1.0, None)), backend="batch").usd is None
     assert "unknown price" in in_words(unknown, is_local=False)[1] and "learned from the endpoint" in in_words(unknown, is_local=False)[1]
 
 
@@ -105,3 +124,30 @@ def test_the_plan_counts_judge_calls_from_the_questions_file_on(tmp_path, tiny_m
     assert not RunFolder(validate(tree)).storage.exists("replies")
     none = plan.run(validate({**tree, "judge": {}}), force=False)
     assert none["judge"] == [] and not any(line.startswith("judge") for line in none["headline"])
+
+
+def test_the_plan_finds_the_kept_replies_of_a_model_of_our_own(tmp_path, tiny_model):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "Why?", "reference": "So."}\n')
+    tree = {
+        "run": {"name": "r", "storage": str(tmp_path)},
+        "teacher": {"model": str(tiny_model)},
+        "student": {"layers": 2},
+        "data": {"questions": str(questions)},
+        "answer": {"models": ["base", "teacher"]},
+        "judge": {"pairs": [["base", "teacher"]], "judges": ["own"], "canaries": 0, "jury": {"own": {"local": str(tiny_model)}}},
+    }
+    config = validate(tree)
+    none = plan.run(config, force=False)
+    assert [(entry["calls"], entry["answered"]) for entry in none["judge"]] == [(2, 0)]
+    identity = teacher_identity(tiny_model, dtype=config.answer.dtype)
+    options = config.judge.jury["own"].model_dump()
+    own = ModelJudge.of("own", options, seed=config.run.seed, repeats=1, rubric=RUBRIC, identity=identity)
+    games = games_to_plan([{"question_id": "q", "question": "Why?", "reference": "So."}], None, config.judge.pairs)
+    first, _ = own.calls(games).values()
+    own.ledger(RunFolder(config).storage.sub("replies")).keep(first.key, Reply("{}", 0.1))
+    told = plan.run(config, force=False)
+    assert [(entry["calls"], entry["answered"]) for entry in told["judge"]] == [(1, 1)]
+    assert any("1 are answered already" in line for line in told["headline"]) and any(
+        "no price; made in" in line for line in told["headline"]
+    )

@@ -162,6 +162,16 @@ def test_tokens_and_cost_are_those_of_the_usage():
     assert read_completion(no_usage)[1:] == (0, 0, "")
 
 
+def test_a_call_given_up_after_it_was_billed_keeps_its_cost_and_an_unknown_price_is_no_zero():
+    [game, _] = games()
+    given_up = Reply("", 0.1, "no chat completion in the reply", 100, 50)
+    told = rule(game, given_up, Prices(1.0, 2.0))
+    assert (told.winner, told.prompt_tokens, told.cost_usd) == (None, 100, pytest.approx(200e-6)) and "no reply: no chat" in told.unscored
+    for unknown in (UNKNOWN, Prices(1.0, None), Prices(None, 0.0)):
+        assert rule(game, given_up, unknown).cost_usd is None
+        assert rule(game, Reply(completion(opinion("A")), 0.1), unknown).cost_usd is None
+
+
 def test_a_reply_in_parts_and_half_a_character_are_read():
     text = '{"reasoning": "answer A \\ud83d is better", "winner": "A"}'
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": text}]

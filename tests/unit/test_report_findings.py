@@ -1,6 +1,7 @@
 """What the report says, against counts by hand and against the judging stage's own statistics."""
 
 import csv
+import dataclasses
 import io
 import json
 import random
@@ -109,6 +110,19 @@ def test_no_text_of_a_model_is_a_formula_to_a_spreadsheet_and_all_are_read_back(
         assert not [cell for cell in cells if cell.startswith(tuple(FORMULA))] and "'- Prozesse teilen nichts" in cells
         assert [row[column] for row in read_csv(content)][: len(texts)] == texts
     assert write_csv(["difference"], [{"difference": -0.25}]) == b"difference\r\n-0.25\r\n"
+
+
+def test_a_judges_cost_is_unknown_where_one_call_has_no_price_and_rules_cost_nothing(run):
+    asked, settled = {"prompt_tokens": 100, "completion_tokens": 50, "raw": "{}"}, {"prompt_tokens": 0, "completion_tokens": 0, "raw": ""}
+
+    def cost(*costs):
+        changes = [asked | {"cost_usd": usd} for usd in costs] + [settled | {"cost_usd": None}]
+        verdicts = [row | change for row, change in zip(run.verdicts, changes, strict=False)]
+        changed = dataclasses.replace(run, verdicts=verdicts)
+        return summarise(changed, compare(changed, tie_band=0.0))["judges"][0]["cost_usd"]
+
+    assert cost(0.01, 0.02) == pytest.approx(0.03) and cost(0.0) == 0.0
+    assert cost(0.01, None) is None and cost() is None
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path):
