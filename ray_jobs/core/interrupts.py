@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -30,6 +30,55 @@ def interrupts_of_ray_train() -> Iterator[None]:
     finally:
         if _is_main():
             signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def interrupt_late(on_interrupt: Callable[[], None], *, patience_s: float) -> Iterator[None]:
+    """Raise the first interrupt only when the block ends; a second one is raised at once, as is any outside the main thread.
+
+    Args:
+        on_interrupt: called when the first one comes, in another thread: it is to bring the block to its end.
+        patience_s: the block is interrupted all the same when it lasts longer than that.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if not _is_main():
+        yield
+        return
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in held.items() if handler not in (signal.SIG_IGN, None)}
+    came, is_over = threading.Event(), threading.Event()
+    numbers: list[int] = []
+
+    def restore() -> None:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        restore()
+        numbers.append(number)
+        came.set()
+
+    def end() -> None:
+        came.wait()
+        if not is_over.is_set():
+            on_interrupt()
+        if not is_over.wait(patience_s):
+            signal.pthread_kill(main.ident or 0, numbers[0])
+
+    main = threading.main_thread()
+    threading.Thread(target=end, name="interrupt", daemon=True).start()
+    for number in held:
+        signal.signal(number, hold)
+    try:
+        yield
+    finally:
+        restore()
+        is_over.set()
+        came.set()
+    if numbers:
+        raise KeyboardInterrupt
 
 
 def _is_main() -> bool:

@@ -23,6 +23,8 @@ LEASE_EVERY_S = 0.05
 """Reports and asks of this time go in one block."""
 MOST_ASKS = 128
 ALIVE_S = 5.0
+SETTLE_S = 15.0
+"""A stopped caller's last reply is kept so long after the endpoint's timeout at the latest: it hears of the stop within ALIVE_S."""
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 CUT_FACTOR = 2
 """A reply that was cut is asked for once more with so many times the tokens."""

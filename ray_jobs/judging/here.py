@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from ray_jobs.judging.caller import Caller, LocalGate
+from ray_jobs.core.interrupts import interrupt_late
+from ray_jobs.judging.caller import SETTLE_S, Caller, LocalGate
 from ray_jobs.judging.calls import Call, EndpointOptions, Limits, Prices, Reply
 from ray_jobs.judging.ledger import Ledger, Spent
 from ray_jobs.judging.limiter import Limiter
@@ -21,6 +22,8 @@ def ask_here(
     on_reply: Callable[[Call, Reply], None] = lambda call, reply: None,
 ) -> Limiter:
     """Ask every call, and return the limiter, which knows the counters and why it stopped, if it did.
+
+    An interrupt is raised when what is in flight has come back and is kept; a second one at once.
 
     Args:
         limiter: none is one without a budget.
@@ -40,5 +43,6 @@ def ask_here(
         await asyncio.gather(*map(one, calls))
         await caller.settle()
 
-    asyncio.run(run())
+    with interrupt_late(lambda: chosen.stop("interrupted", "pause"), patience_s=endpoint.timeout_s + SETTLE_S):
+        asyncio.run(run())
     return chosen

@@ -1,7 +1,8 @@
 """Judge calls over a Ray cluster: the one file of judging that knows Ray.
 
 Actors of Ray Data send the calls. One more actor, the driver's own, holds the limiter: when the driver dies, it dies, and
-without it nobody sends. What was paid for by then is in the ledger, where the next `ask` finds it.
+without it nobody sends. What was paid for by then is in the ledger, where the next `ask` finds it. A driver that is
+interrupted, not killed, waits for what is in flight.
 """
 
 import asyncio
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
 from ray_jobs.core.errors import ConfigError, EndpointError, EndpointRefused, StorageError
+from ray_jobs.core.interrupts import interrupt_late
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.judging.batch import ask_batch, open_batches
-from ray_jobs.judging.caller import Caller
+from ray_jobs.judging.caller import SETTLE_S, Caller
 from ray_jobs.judging.calls import Asked, Budget, Call, Counters, EndpointOptions, Limits, Prices, Reply
 from ray_jobs.judging.ledger import Ledger, Spent
 from ray_jobs.judging.limiter import Ask, Lease, Limiter, Report, Stop
@@ -30,6 +32,7 @@ BLOCKS_PER_CALLER = 4
 LIMITERS = 3
 """Times that a limiter is started: one may be lost with its node."""
 BEAT_S = 0.25
+INTERRUPTED = "interrupted"
 LOST = "the limiter is gone: its driver ended, or its node was lost"
 
 
@@ -164,7 +167,8 @@ def _run(
     limiter: Any = ray.remote(num_cpus=0, max_restarts=0)(_LimiterActor).remote(limits, budget, spent)
     options = {"endpoint": endpoint, "ledger": ledger, "prices": prices, "window": window, "limiter": limiter}
     try:
-        with _Watch(limiter, title, len(calls)) as watch:
+        patience_s = endpoint.timeout_s + SETTLE_S
+        with _Watch(limiter, title, len(calls)) as watch, interrupt_late(watch.pause, patience_s=patience_s):
             rows = list(_map(calls, options, block_rows=max(1, window // 2), size=size))
             told = watch.look()
     finally:
@@ -196,6 +200,10 @@ class _LimiterActor:
     def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
         """As Limiter.lease."""
         return self._limiter.lease(caller, asks, reports, time.monotonic())
+
+    def pause(self) -> None:
+        """Grant nothing more; what is in flight comes back."""
+        self._limiter.stop(INTERRUPTED, "pause")
 
     def beat(self) -> _Told:
         """Note that the driver lives, and say how it goes."""
@@ -240,7 +248,7 @@ class _Watch:
     """The driver's side of the limiter: beats, and shows how it goes. A context manager."""
 
     def __init__(self, limiter: Any, title: str, total: int):
-        self._limiter, self._total = limiter, total
+        self._limiter, self._title, self._total = limiter, title, total
         self._bar = Bar(title, "call")
         self._told, self._ended = _Told(), threading.Event()
         self._thread = threading.Thread(target=self._beat, name="judge-calls", daemon=True)
@@ -254,6 +262,11 @@ class _Watch:
         except ray.exceptions.RayError:
             self._told = self._told._replace(stopped=self._told.stopped or LOST)
         return self._told
+
+    def pause(self) -> None:
+        """Let callers finish what is in flight, and send nothing more."""
+        say(f"{self._title}: interrupted: waits for the calls in flight, which are paid for; once more ends at once, without them")
+        self._limiter.pause.remote()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):

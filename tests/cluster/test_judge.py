@@ -16,6 +16,7 @@ from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, EndpointError, ModelError, StageMissing
 from ray_jobs.core.records import Answer, Question, Similarity, Verdict, content_id
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.judging.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
 COURSE = [
@@ -126,7 +127,7 @@ def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluste
     assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
 
 
-def test_a_driver_killed_at_25_50_and_75_percent_pays_again_only_for_what_was_in_flight(ray_cluster, make_run, tmp_path):
+def test_a_driver_interrupted_then_killed_at_25_50_and_75_percent_pays_again_only_for_what_a_kill_lost(ray_cluster, make_run, tmp_path):
     in_flight = 4
     with JudgeServer(latency_s=0.1).running() as server:
         config = make_run(num_copies=25, **openai(server, max_concurrency=in_flight))
@@ -137,8 +138,16 @@ def test_a_driver_killed_at_25_50_and_75_percent_pays_again_only_for_what_was_in
             f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\ncanaries = 0\n'
             f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = {in_flight}\n'
         )
+        command = [sys.executable, "-m", "ray_jobs", "judge", str(file)]
+        with subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True) as driver:
+            _wait_until(lambda: len(server.requests) >= num_calls // 8, timeout_s=120)
+            driver.send_signal(signal.SIGTERM)
+            assert driver.communicate()[1].endswith("raystill: interrupted; the same command goes on from here\n")
+        assert driver.returncode == 130
+        spent = Ledger(RunFolder(config).storage.sub("replies")).spent()
+        assert num_calls // 8 <= spent.calls == len(server.requests) < num_calls // 4 and not spent.unanswered
         for quarter in (1, 2, 3):
-            driver = subprocess.Popen([sys.executable, "-m", "ray_jobs", "judge", str(file)], env=os.environ)
+            driver = subprocess.Popen(command, env=os.environ)
             try:
                 _wait_until(lambda reached=quarter * num_calls // 4: len(server.requests) >= reached, timeout_s=120)
             finally:

@@ -1,22 +1,21 @@
 """The provider's batch endpoint as a second way to the same ledger: half price, one batch, found again whoever was killed when."""
 
-import json
-
+import judge_asks
 import pytest
 from batch_server import BatchServer
+from judge_asks import PRICES, USD, winners
 from pydantic import SecretStr
 
 from ray_jobs.core.errors import ConfigError, EndpointError
 from ray_jobs.core.storage import Storage
 from ray_jobs.judging.batch import ask_batch, open_batches
-from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Prices, make_call
+from ray_jobs.judging.calls import Budget, Counters, EndpointOptions
 from ray_jobs.judging.ledger import Intent, Ledger
 from ray_jobs.judging.ray_calls import _check_batches
 
 NUM = 6
 SECRET = "sk-batch-1c"
-PRICES = Prices(1.0, 2.0)
-HALF = 0.5 * 200e-6
+HALF = 0.5 * USD
 OK = Counters(sent=NUM, ok=NUM, prompt_tokens=100 * NUM, completion_tokens=50 * NUM, usd=pytest.approx(NUM * HALF))
 
 
@@ -30,11 +29,7 @@ def ledger(tmp_path):
 
 
 def calls_to(number=NUM):
-    def request(i):
-        text = f"<answer_a_1>\n{'x' * i}\n</answer_a_1><answer_b_1>\nxxxx\n</answer_b_1>"
-        return {"model": "stub-1", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
-
-    return [make_call(request(i), base_url="here") for i in range(number)]
+    return judge_asks.calls_to("here", number)
 
 
 def ask(server, ledger, *, budget=None, number=NUM, on_progress=lambda done, total, note: None):
@@ -43,15 +38,11 @@ def ask(server, ledger, *, budget=None, number=NUM, on_progress=lambda done, tot
     return ask_batch(calls, endpoint=endpoint, ledger=ledger, budget=budget, prices=PRICES, on_progress=on_progress, poll_s=0.01)
 
 
-def winner(reply):
-    return json.loads(json.loads(reply.body)["choices"][0]["message"]["content"])["winner"]
-
-
 def test_a_batch_answers_all_at_half_the_price_and_is_kept(ledger, tmp_path):
     with BatchServer().running() as server:
         asked = ask(server, ledger)
         assert asked.counters == OK and not asked.stopped
-        assert [winner(asked.replies[call.key]) for call in calls_to()] == ["B"] * 4 + ["tie", "A"]
+        assert winners([asked.replies[call.key] for call in calls_to()]) == ["B"] * 4 + ["tie", "A"]
         assert ask(server, ledger).counters == Counters(usd=0)
     assert len(server.batches) == 1 and ledger.spent().usd == OK.usd and ledger.spent().calls == NUM
     assert not any(SECRET in path.read_text() for path in tmp_path.rglob("*.json"))

@@ -7,21 +7,15 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from judge_asks import NUM, OK, SECRET, SOON, USD, ask, calls_to, faultless, winners, worst
 from judge_server import Fault, JudgeServer, Window, completion, error, opinion
 from pydantic import SecretStr
 
 from ray_jobs.core.storage import Storage
 from ray_jobs.judging import caller
-from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Limits, Prices, make_call
-from ray_jobs.judging.endpoint import most_completion_tokens, most_prompt_tokens
+from ray_jobs.judging.calls import Counters, EndpointOptions, Limits
 from ray_jobs.judging.here import ask_here
-from ray_jobs.judging.ledger import Intent, Ledger, Spent
-from ray_jobs.judging.limiter import Limiter
-
-SECRET = "sk-test-7f3a"
-PRICES = Prices(1.0, 2.0)
-NUM = 12
-OK = Counters(sent=NUM, ok=NUM, prompt_tokens=100 * NUM, completion_tokens=50 * NUM, usd=pytest.approx(NUM * 200e-6))
+from ray_jobs.judging.ledger import Ledger, Spent
 
 
 @pytest.fixture
@@ -29,53 +23,12 @@ def ledger(tmp_path):
     return Ledger(Storage(str(tmp_path / "replies")))
 
 
-def calls_to(server, number=NUM):
-    def request(i):
-        text = f"<answer_a_1>\n{'x' * i}\n</answer_a_1><answer_b_1>\nxxxx\n</answer_b_1>"
-        return {"model": "stub-1", "messages": [{"role": "user", "content": text}], "max_tokens": 100}
-
-    return [make_call(request(i), base_url=server.url) for i in range(number)]
-
-
-def ask(server, ledger, *, calls=None, max_retries=4, timeout_s=30.0, limits=None, limiter=None, **options):
-    """Return replies in the order of the calls, and the limiter."""
-    calls = calls_to(server) if calls is None else calls
-    endpoint = EndpointOptions(SecretStr(SECRET), server.url, timeout_s, max_retries, **options)
-    found = {}
-    limits = limits or Limits(requests_per_minute=12000)
-    asked = ask_here(
-        calls,
-        endpoint=endpoint,
-        ledger=ledger,
-        limits=limits,
-        prices=PRICES,
-        limiter=limiter,
-        on_reply=lambda call, reply: found.__setitem__(call.key, reply),
-    )
-    return [found.get(call.key) for call in calls], asked
-
-
-def winners(replies):
-    return [json.loads(json.loads(reply.body)["choices"][0]["message"]["content"])["winner"] for reply in replies]
-
-
-def worst(request):
-    return PRICES.cost(most_prompt_tokens(request), most_completion_tokens(request))
-
-
 def repeated(requests):
     return [request for i, request in enumerate(requests) if request in requests[:i]]
 
 
-def faultless():
-    return ["B"] * 4 + ["tie"] + ["A"] * (NUM - 5)
-
-
 def once(fault, at=(3, 4)):
     return lambda number, request: fault if number in at else None
-
-
-SOON = {"retry-after-ms": "20"}
 
 
 def retry_after_date():
@@ -104,23 +57,23 @@ def retry_after_date():
 )
 def test_what_passes_leaves_the_replies_of_a_run_without_faults(ledger, fault, adds):
     with JudgeServer(once(fault) if fault else lambda number, request: None).running() as server:
-        replies, asked = ask(server, ledger, timeout_s=3.0 if fault and fault.delay_s else 30.0)
+        replies, asked = ask(server.url, ledger, timeout_s=3.0 if fault and fault.delay_s else 30.0)
     assert winners(replies) == faultless()
     again = adds.get("retries", 0) + adds.get("rate_limited", 0)
     assert asked.counters == OK._replace(sent=NUM + again, **adds) and not asked.stopped
     assert len(server.requests) == NUM + again
     doubtful = [worst(request) for request in repeated(server.requests)] if "possibly_paid_twice" in adds else []
     spent = ledger.spent()
-    assert spent.calls == NUM + len(doubtful) and spent.usd == pytest.approx(NUM * 200e-6 + sum(doubtful))
+    assert spent.calls == NUM + len(doubtful) and spent.usd == pytest.approx(NUM * USD + sum(doubtful))
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_text_that_is_refused_is_one_unscored_row_sent_once(ledger, status):
     with JudgeServer(once(Fault(status, error("maximum context length", "context_length_exceeded")), at=(5,))).running() as server:
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert len(server.requests) == NUM and not asked.stopped
     assert asked.counters == OK._replace(
-        ok=NUM - 1, unscored=1, prompt_tokens=100 * (NUM - 1), completion_tokens=50 * (NUM - 1), usd=pytest.approx((NUM - 1) * 200e-6)
+        ok=NUM - 1, unscored=1, prompt_tokens=100 * (NUM - 1), completion_tokens=50 * (NUM - 1), usd=pytest.approx((NUM - 1) * USD)
     )
     [failed] = [reply for reply in replies if reply.error]
     assert f"{status} - maximum context length" in failed.error
@@ -131,19 +84,19 @@ def test_a_row_that_fails_for_good_does_not_fail_the_others_and_is_asked_again_n
         return Fault(500, error("broken"), SOON) if "\nxx\n<" in request["messages"][0]["content"] else None
 
     with JudgeServer(fails).running() as server:
-        replies, asked = ask(server, ledger, max_retries=2)
+        replies, asked = ask(server.url, ledger, max_retries=2)
         assert [bool(reply.error) for reply in replies] == [i == 2 for i in range(NUM)]
         assert asked.counters.retries == 2 and asked.counters.unscored == 1 and not asked.stopped
         server.fault = lambda number, request: None
         before = len(server.requests)
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert len(server.requests) == before + 1 and winners(replies) == faultless()
 
 
 @pytest.mark.parametrize(("status", "code"), [(401, "invalid_api_key"), (403, None), (404, "model_not_found"), (429, "insufficient_quota")])
 def test_a_refusal_of_all_calls_stops_after_one(ledger, tmp_path, status, code):
     with JudgeServer(lambda number, _: Fault(status, error(f"key {SECRET} refused", code), SOON)).running() as server:
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert len(server.requests) == 1 and asked.why == "endpoint" and ledger.spent() == Spent()
     assert "refused" in asked.stopped and SECRET not in asked.stopped
     assert not any(SECRET in path.read_text() for path in tmp_path.rglob("*.json"))
@@ -153,20 +106,20 @@ def test_a_refusal_of_all_calls_stops_after_one(ledger, tmp_path, status, code):
 def test_credit_that_ends_in_mid_run_keeps_what_was_answered(ledger):
     quota = Fault(429, error("no credit", "insufficient_quota"))
     with JudgeServer(lambda number, _: quota if number > 5 else None).running() as server:
-        replies, asked = ask(server, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=2))
+        replies, asked = ask(server.url, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=2))
         assert asked.why == "endpoint" and asked.counters.ok == 5 and 6 <= len(server.requests) <= 7
         server.fault = lambda number, request: None
         before = len(server.requests)
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert winners(replies) == faultless() and len(server.requests) == before + NUM - 5
 
 
 def test_an_absurd_wait_pauses_the_run_which_then_goes_on(ledger):
     with JudgeServer(once(Fault(429, error("tomorrow"), {"Retry-After": "3600"}), at=(4,))).running() as server:
-        _, asked = ask(server, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=1))
+        _, asked = ask(server.url, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=1))
         assert asked.why == "pause" and "3600 s" in asked.stopped and len(server.requests) == 4
         assert ledger.spent().calls == 3
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert winners(replies) == faultless() and len(server.requests) == NUM + 1 and asked.counters.possibly_paid_twice == 0
 
 
@@ -174,10 +127,10 @@ def test_nobody_there_is_said_after_one_call_and_waited_for_when_it_answered_bef
     class Nobody:
         url = f"http://127.0.0.1:{free_port}/v1"
 
-    _, asked = ask(Nobody, ledger, max_retries=1)
+    _, asked = ask(Nobody.url, ledger, max_retries=1)
     assert asked.why == "endpoint" and "Connection error" in asked.stopped and asked.counters.sent == 2
     server = JudgeServer(latency_s=0.02)
-    calls = calls_to(server)
+    calls = calls_to(server.url)
 
     def gone_for_a_while():
         with server.running():
@@ -190,7 +143,7 @@ def test_nobody_there_is_said_after_one_call_and_waited_for_when_it_answered_bef
 
     ended, thread = threading.Event(), threading.Thread(target=gone_for_a_while)
     thread.start()
-    replies, asked = ask(server, ledger, calls=calls, limits=Limits(requests_per_minute=12000, max_concurrency=2))
+    replies, asked = ask(server.url, ledger, calls=calls, limits=Limits(requests_per_minute=12000, max_concurrency=2))
     ended.set()
     thread.join()
     assert winners(replies) == faultless() and asked.counters.unscored == 0
@@ -201,12 +154,12 @@ def test_a_reply_that_is_cut_is_asked_for_once_more_with_more_room_and_both_are_
         return Fault(body=completion('{"reasoning": "cut', finish_reason="length")) if request["max_tokens"] < 200 else None
 
     with JudgeServer(cut).running() as server:
-        [reply], asked = ask(server, ledger, calls=calls_to(server, 1))
+        [reply], asked = ask(server.url, ledger, calls=calls_to(server.url, 1))
         assert winners([reply]) == ["B"] and [request["max_tokens"] for request in server.requests] == [100, 200]
         assert (reply.prompt_tokens, reply.completion_tokens) == (200, 100)
         assert asked.counters == Counters(sent=2, ok=1, prompt_tokens=200, completion_tokens=100, retries=1, usd=pytest.approx(400e-6))
         server.fault = lambda *_: Fault(body=completion("never ends", finish_reason="length"))
-        [still], asked = ask(server, ledger, calls=calls_to(server, 2)[1:])
+        [still], asked = ask(server.url, ledger, calls=calls_to(server.url, 2)[1:])
     assert json.loads(still.body)["choices"][0]["finish_reason"] == "length" and len(server.requests) == 4
     assert ledger.spent().calls == 4 and ledger.spent().prompt_tokens == 400
 
@@ -215,7 +168,7 @@ def test_a_reply_that_is_cut_is_asked_for_once_more_with_more_room_and_both_are_
 def test_a_billed_reply_that_holds_nothing_is_asked_for_once_more_and_no_further(ledger, choices):
     body = f'{{"choices": {choices}, "usage": {{"prompt_tokens": 100, "completion_tokens": 50}}}}'
     with JudgeServer(lambda *_: Fault(body=body, headers=SOON)).running() as server:
-        [reply], asked = ask(server, ledger, calls=calls_to(server, 1))
+        [reply], asked = ask(server.url, ledger, calls=calls_to(server.url, 1))
     assert reply.error and len(server.requests) == 2 == ledger.spent().calls
     assert asked.counters == Counters(sent=2, unscored=1, prompt_tokens=200, completion_tokens=100, retries=1, usd=pytest.approx(400e-6))
 
@@ -225,7 +178,7 @@ def test_a_billed_reply_that_holds_nothing_is_asked_for_once_more_and_no_further
 )
 def test_no_reply_breaks_the_run(ledger, body):
     with JudgeServer(once(Fault(body=body, headers=SOON), at=(3,))).running() as server:
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert all(replies) and asked.counters.ok == NUM
 
 
@@ -234,21 +187,21 @@ def test_no_part_of_the_key_stays_where_a_message_is_cut(ledger, padding):
     key = "sk-" + "k" * 60
     endpoint = EndpointOptions(SecretStr(key), timeout_s=5.0, max_retries=0)
     with JudgeServer(lambda *_: Fault(401, error("x" * padding + f" {key} refused", "invalid_api_key"))).running() as server:
-        asked = ask_here(calls_to(server, 1), endpoint=endpoint._replace(base_url=server.url), ledger=ledger, limits=Limits())
+        asked = ask_here(calls_to(server.url, 1), endpoint=endpoint._replace(base_url=server.url), ledger=ledger, limits=Limits())
     assert asked.stopped and "kkk" not in asked.stopped
 
 
 def test_tokens_that_are_not_told_are_counted_and_said_to_be(ledger):
     body = json.dumps({"model": "stub-1", "choices": [{"message": {"content": opinion("A")}, "finish_reason": "stop"}]})
     with JudgeServer(lambda *_: Fault(body=body)).running() as server:
-        [reply], asked = ask(server, ledger, calls=calls_to(server, 1))
+        [reply], asked = ask(server.url, ledger, calls=calls_to(server.url, 1))
     assert reply.is_estimated and asked.counters.estimated == 1
     assert reply.prompt_tokens > 5 and reply.completion_tokens == len(opinion("A")) // 4 + 1 and reply.usd > 0
 
 
 def test_a_limit_is_kept_from_its_headers_alone(ledger):
     with JudgeServer(window=Window(20), latency_s=0.1).running() as server:
-        replies, asked = ask(server, ledger, calls=calls_to(server, 60), limits=Limits())
+        replies, asked = ask(server.url, ledger, calls=calls_to(server.url, 60), limits=Limits())
     assert asked.counters.ok == 60 and all(replies)
     assert server.num_refused == asked.counters.rate_limited <= 6
 
@@ -256,72 +209,9 @@ def test_a_limit_is_kept_from_its_headers_alone(ledger):
 def test_no_more_calls_are_in_flight_than_allowed_and_a_slow_one_holds_back_none(ledger):
     slow = Fault(body=completion(opinion("A")), delay_s=1.0)
     with JudgeServer(once(slow, at=(2,)), latency_s=0.02).running() as server:
-        replies, _ = ask(server, ledger, calls=calls_to(server, 40), limits=Limits(requests_per_minute=12000, max_concurrency=3))
+        replies, _ = ask(server.url, ledger, calls=calls_to(server.url, 40), limits=Limits(requests_per_minute=12000, max_concurrency=3))
     assert all(replies) and server.most_in_flight == 3
     assert server.times[-1] - server.times[1] < 1.0 + 0.9, "others went on beside the slow one"
-
-
-def test_a_budget_stops_finishes_what_is_in_flight_and_holds_over_restarts(ledger):
-    with JudgeServer(latency_s=0.02).running() as server:
-        for number in (5, 5, 8):
-
-            def limiter(number=number):
-                return Limiter(Limits(requests_per_minute=12000), Budget(calls=number), ledger.spent(), now=time.monotonic())
-
-            replies, asked = ask(server, ledger, limiter=limiter())
-            assert len(server.requests) == number == sum(reply is not None for reply in replies)
-            assert "budget" in asked.stopped and asked.why == "pause"
-        dollars = Limiter(Limits(requests_per_minute=12000), Budget(usd=0.0025), ledger.spent(), now=time.monotonic())
-        ask(server, ledger, limiter=dollars)
-    assert 8 < len(server.requests) < NUM and ledger.spent().usd <= 0.0025
-
-
-def test_a_full_disk_stops_before_the_next_call_is_paid(tmp_path):
-    ledger = Ledger(Storage(str(tmp_path / "replies")))
-
-    def fill(number, request):
-        if number == 3:  # from here on nothing can be written: a file stands where the folders were
-            (tmp_path / "replies").rename(tmp_path / "moved")
-            (tmp_path / "replies").write_text("")
-
-    with JudgeServer(fill).running() as server:
-        replies, asked = ask(server, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=1))
-    assert asked.why == "storage" and "cannot be" in asked.stopped
-    assert len(server.requests) == 3 and sum(reply is not None for reply in replies) == 3
-
-
-def test_an_intent_without_a_reply_is_asked_again_and_counted(ledger):
-    with JudgeServer().running() as server:
-        calls = calls_to(server)
-        most = worst(calls[4].request)
-        ledger.intend(calls[4].key, Intent(1, usd=most))
-        _, asked = ask(server, ledger, calls=calls)
-    assert asked.counters == OK._replace(possibly_paid_twice=1)
-    assert ledger.spent().calls == NUM + 1 and ledger.spent().usd == pytest.approx(NUM * 200e-6 + most)
-
-
-def test_a_budget_in_dollars_holds_over_drivers_that_were_killed(ledger):
-    with JudgeServer().running() as server:
-        calls = calls_to(server, 6)
-        most = [worst(call.request) for call in calls]
-        budget = Budget(usd=6 * max(most))
-        for call, usd in zip(calls[:4], most[:4], strict=True):  # each was sent and maybe billed, and its sender killed
-            ledger.intend(call.key, Intent(1, usd=usd))
-        for _ in range(2):
-            limiter = Limiter(Limits(requests_per_minute=12000), budget, ledger.spent(), now=time.monotonic())
-            _, asked = ask(server, ledger, calls=calls, limiter=limiter)
-    assert "budget" in asked.stopped and server.requests
-    assert sum(most[:4]) + 200e-6 * len(server.requests) <= budget.usd
-
-
-def test_what_is_answered_is_not_asked_again_and_no_calls_is_no_work(ledger):
-    with JudgeServer().running() as server:
-        ask(server, ledger)
-        replies, asked = ask(server, ledger)
-        assert winners(replies) == faultless() and asked.counters.sent == 0
-        assert ask(server, ledger, calls=[])[1].counters == Counters(usd=0.0)
-    assert len(server.requests) == NUM and set(server.keys) == {f"Bearer {SECRET}"}
-    assert ledger.spent() == Spent(NUM, 100 * NUM, 50 * NUM, pytest.approx(NUM * 200e-6))
 
 
 def test_a_call_that_is_refused_again_and_again_is_given_up(ledger):
@@ -331,6 +221,6 @@ def test_a_call_that_is_refused_again_and_again_is_given_up(ledger):
         )
 
     with JudgeServer(too_large).running() as server:
-        replies, asked = ask(server, ledger)
+        replies, asked = ask(server.url, ledger)
     assert [bool(reply.error) for reply in replies] == [i == 2 for i in range(NUM)]
     assert len(server.requests) == NUM + caller.MOST_REFUSALS and asked.counters.unscored == 1

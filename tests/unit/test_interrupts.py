@@ -8,8 +8,14 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 WAIT = "print('ready', flush=True); time.sleep(60)"
-HEAD = "import signal, sys, time; from ray_jobs.core.interrupts import interrupts_of_ray_train, terminate_as_interrupt"
+HEAD = """
+import signal, sys, time
+from threading import Event
+from ray_jobs.core.interrupts import interrupt_late, interrupts_of_ray_train, terminate_as_interrupt
+"""
 
 
 def ended(program: str, number: signal.Signals) -> tuple[int, str]:
@@ -46,3 +52,26 @@ except KeyboardInterrupt:
     print("interrupted,", "restored" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "left")
 """
     assert ended(program, signal.SIGINT) == (0, "interrupted, restored")
+
+
+LATE = """
+told, patience_s = Event(), {patience_s}
+try:
+    with interrupt_late(told.set, patience_s=patience_s):
+        print("ready", flush=True)
+        told.wait()
+        {then}
+        print("ended", end=" ")
+except KeyboardInterrupt:
+    print("interrupted,", "restored" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "left")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_raised_when_its_block_has_ended(number):
+    assert ended(LATE.format(then="time.sleep(0.1)", patience_s=60), number) == (0, "ended interrupted, restored")
+
+
+@pytest.mark.parametrize(("then", "patience_s"), [("signal.raise_signal(signal.SIGINT); time.sleep(60)", 60), ("time.sleep(60)", 0.1)])
+def test_a_second_interrupt_or_a_block_that_lasts_too_long_is_not_waited_for(then, patience_s):
+    assert ended(LATE.format(then=then, patience_s=patience_s), signal.SIGINT) == (0, "interrupted, restored")

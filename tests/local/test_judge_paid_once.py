@@ -1,0 +1,108 @@
+"""What a call to a judge has cost is kept and counted: budgets, disks that fill, drivers that are killed or interrupted."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from judge_asks import NUM, OK, SECRET, USD, ask, calls_to, faultless, spent_on, winners, worst
+from judge_server import JudgeServer
+
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.calls import Budget, Counters, Limits
+from ray_jobs.judging.ledger import Intent, Ledger
+from ray_jobs.judging.limiter import Limiter
+
+DRIVER = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from judge_asks import ask
+from ray_jobs.core.storage import Storage
+from ray_jobs.judging.calls import Limits
+from ray_jobs.judging.ledger import Ledger
+ask(sys.argv[1], Ledger(Storage(sys.argv[2])), limits=Limits(requests_per_minute=1200, max_concurrency=3))
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(Storage(str(tmp_path / "replies")))
+
+
+def test_an_interrupt_keeps_what_is_in_flight(ledger):
+    with JudgeServer(latency_s=0.3).running() as server:
+        command = [sys.executable, "-c", DRIVER, server.url, ledger.folder.uri, str(Path(__file__).parents[1])]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
+            while len(server.requests) < NUM // 2:
+                time.sleep(0.01)
+            driver.send_signal(signal.SIGINT)
+            _, said = driver.communicate()
+        assert driver.returncode == -signal.SIGINT and "KeyboardInterrupt" in said
+        assert len(server.requests) < NUM and ledger.spent() == spent_on(len(server.requests))
+        replies, asked = ask(server.url, ledger)
+    assert len(server.requests) == NUM and winners(replies) == faultless() and not asked.counters.possibly_paid_twice
+
+
+def test_a_budget_stops_finishes_what_is_in_flight_and_holds_over_restarts(ledger):
+    with JudgeServer(latency_s=0.02).running() as server:
+        for number in (5, 5, 8):
+
+            def limiter(number=number):
+                return Limiter(Limits(requests_per_minute=12000), Budget(calls=number), ledger.spent(), now=time.monotonic())
+
+            replies, asked = ask(server.url, ledger, limiter=limiter())
+            assert len(server.requests) == number == sum(reply is not None for reply in replies)
+            assert "budget" in asked.stopped and asked.why == "pause"
+        dollars = Limiter(Limits(requests_per_minute=12000), Budget(usd=0.0025), ledger.spent(), now=time.monotonic())
+        ask(server.url, ledger, limiter=dollars)
+    assert 8 < len(server.requests) < NUM and ledger.spent().usd <= 0.0025
+
+
+def test_a_full_disk_stops_before_the_next_call_is_paid(tmp_path):
+    ledger = Ledger(Storage(str(tmp_path / "replies")))
+
+    def fill(number, request):
+        if number == 3:  # from here on nothing can be written: a file stands where the folders were
+            (tmp_path / "replies").rename(tmp_path / "moved")
+            (tmp_path / "replies").write_text("")
+
+    with JudgeServer(fill).running() as server:
+        replies, asked = ask(server.url, ledger, limits=Limits(requests_per_minute=12000, max_concurrency=1))
+    assert asked.why == "storage" and "cannot be" in asked.stopped
+    assert len(server.requests) == 3 and sum(reply is not None for reply in replies) == 3
+
+
+def test_an_intent_without_a_reply_is_asked_again_and_counted(ledger):
+    with JudgeServer().running() as server:
+        calls = calls_to(server.url)
+        most = worst(calls[4].request)
+        ledger.intend(calls[4].key, Intent(1, usd=most))
+        _, asked = ask(server.url, ledger, calls=calls)
+    assert asked.counters == OK._replace(possibly_paid_twice=1)
+    assert ledger.spent().calls == NUM + 1 and ledger.spent().usd == pytest.approx(NUM * USD + most)
+
+
+def test_a_budget_in_dollars_holds_over_drivers_that_were_killed(ledger):
+    with JudgeServer().running() as server:
+        calls = calls_to(server.url, 6)
+        most = [worst(call.request) for call in calls]
+        budget = Budget(usd=6 * max(most))
+        for call, usd in zip(calls[:4], most[:4], strict=True):  # each was sent and maybe billed, and its sender killed
+            ledger.intend(call.key, Intent(1, usd=usd))
+        for _ in range(2):
+            limiter = Limiter(Limits(requests_per_minute=12000), budget, ledger.spent(), now=time.monotonic())
+            _, asked = ask(server.url, ledger, calls=calls, limiter=limiter)
+    assert "budget" in asked.stopped and server.requests
+    assert sum(most[:4]) + USD * len(server.requests) <= budget.usd
+
+
+def test_what_is_answered_is_not_asked_again_and_no_calls_is_no_work(ledger):
+    with JudgeServer().running() as server:
+        ask(server.url, ledger)
+        replies, asked = ask(server.url, ledger)
+        assert winners(replies) == faultless() and asked.counters.sent == 0
+        assert ask(server.url, ledger, calls=[])[1].counters == Counters(usd=0.0)
+    assert len(server.requests) == NUM and set(server.keys) == {f"Bearer {SECRET}"}
+    assert ledger.spent() == spent_on(NUM)
