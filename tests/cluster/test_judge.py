@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zlib
+from itertools import pairwise
 
 import pytest
 from judge_server import Fault, JudgeServer, completion, error, opinion
@@ -33,11 +34,11 @@ def make_run(tmp_path, monkeypatch):
     """A function that writes a run with questions and answers, and returns the Config that judges it."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
 
-    def make(*, num_copies=1, name="r", is_mixed=False, **section):
+    def make(*, num_copies=1, name="r", is_mixed=False, models=MODELS, **section):
         tree = {
             "run": {"name": name, "storage": str(tmp_path)},
-            "answer": {"models": list(MODELS)},
-            "judge": {"pairs": [list(MODELS)], **section},
+            "answer": {"models": list(models)},
+            "judge": {"pairs": [list(pair) for pair in pairwise(models)], **section},
             "workers": {"cpus": 1, "memory": "4GiB"},
         }
         config = validate(tree)
@@ -58,13 +59,17 @@ def _write(folder, num_copies, is_mixed):
     stage = folder.stage("prepare", sections=["data"], after=[], force=False)
     stage.folder.write_jsonl("questions.jsonl", [question.model_dump() for question in questions])
     stage.finish()
-    stage = folder.stage("answer", sections=["answer"], after=["prepare"], force=False)
-    for model in MODELS:
+    _answer(folder, questions, MODELS, is_mixed=is_mixed)
+
+
+def _answer(folder, questions, models, *, is_mixed=False, force=False):
+    stage = folder.stage("answer", sections=["answer"], after=["prepare"], force=force)
+    for model in models:
         rows = []
         for i, question in enumerate(questions):
             first, second = question.reference.split(". ")
             is_short = (model == "base") != (is_mixed and i % 2 == 1)
-            text = f"{first}." if is_short else f"{first}. {second} This is answer {i}."
+            text = f"{first}." if is_short else f"{first}. {second} This is answer {i}{' of the student' * (model == 'student')}."
             answer_id = content_id(question.question_id, model)
             rows.append(
                 Answer(answer_id=answer_id, question_id=question.question_id, model=model, text=text, finish_reason="stop").model_dump()
@@ -101,7 +106,7 @@ def test_the_offline_judge_writes_rows_of_the_contract_and_is_done_once(ray_clus
         judge.run(make_run(coverage_margin=0.2), force=False)
 
 
-def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluster, make_run):
+def test_a_language_model_judges_both_orders_and_another_reading_or_a_third_model_pays_for_what_is_new_alone(ray_cluster, make_run):
     fault = Fault(500, error("broken"), {"retry-after-ms": "1"})
 
     def one_row_breaks(_, request):
@@ -122,9 +127,31 @@ def test_a_language_model_judges_both_orders_and_its_replies_are_kept(ray_cluste
         num_calls = len(server.requests)
         server.fault = lambda number, request: None
         again = judge.run(config, force=True)
-    assert len(server.requests) == num_calls + 1  # the failed one alone
-    assert again["judges"][0]["calls"]["cached"] == 7
-    assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
+        assert len(server.requests) == num_calls + 1  # the failed one alone
+        assert again["judges"][0]["calls"]["cached"] == 7
+        assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
+        _as_an_older_version_read_the_replies(config)
+        with pytest.raises(DataError, match="schema version 0.*make its stage anew with --force"):
+            report.run(config, force=False)
+        anew = judge.run(config, force=True)
+        assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
+        calls = anew["judges"][0]["calls"]
+        assert (calls["cached"], calls["sent"], calls["usd"]) == (8, 0, 0.0)
+        assert len(server.requests) == num_calls + 1  # another reading of what is kept
+        prices = {"usd_per_million_prompt_tokens": 1.0, "usd_per_million_completion_tokens": 2.0}
+        third = make_run(models=(*MODELS, "student"), **openai(server, **prices))
+        folder = RunFolder(third)
+        _answer(folder, [Question(**row) for row in folder.folder("prepare").read_jsonl("questions.jsonl")], third.answer.models, force=True)
+        more = judge.run(third, force=True)["judges"][0]
+    assert (more["calls"]["cached"], more["calls"]["sent"]) == (8, 2 * len(COURSE))
+    new = [request["messages"][1]["content"] for request in server.requests[num_calls + 1 :]]
+    assert len(new) == 2 * len(COURSE) and all("of the student" in prompt for prompt in new)
+
+
+def _as_an_older_version_read_the_replies(config):
+    folder = RunFolder(config).folder("judge")
+    unread = {"schema_version": 0, "winner": None, "explanation": "", "unscored": "no verdict in the reply"}
+    folder.write_parquet("verdicts.parquet", [row | unread for row in folder.read_parquet("verdicts.parquet")])
 
 
 def test_a_driver_interrupted_then_killed_at_25_50_and_75_percent_pays_again_only_for_what_a_kill_lost(ray_cluster, make_run, tmp_path):
