@@ -22,8 +22,9 @@ from ray_jobs.judging.agreement import agreement
 from ray_jobs.judging.bradley_terry import Meeting, bradley_terry
 from ray_jobs.judging.judge_card import judge_card
 from ray_jobs.judging.length_control import length_controlled
+from ray_jobs.judging.pairs import pair_results
 from ray_jobs.judging.pooling import words
-from ray_jobs.judging.win_rates import preference, question_scores
+from ray_jobs.judging.win_rates import preference, question_scores, win_rate
 
 Row = dict[str, Any]
 REPEATS = 2
@@ -95,8 +96,10 @@ def estimates(games: Games, *, seed: int) -> dict[str, tuple[float, float, float
     lengths = {f"{model}{q}": int(games.lengths[q, i]) for q in range(len(games.verdicts)) for i, model in enumerate("xy")}
     card = judge_card(rows, "j", lengths=lengths, human="human", seed=seed)
     scores = list(question_scores(rows, "j", "x", "y").values())
+    won = win_rate(result.winner for result in pair_results(rows, "j"))
     liked, controlled = preference(scores), length_controlled(scores, games.lengths[:, 0], games.lengths[:, 1])
     found = {
+        "win rate": (won.rate, won.low, won.high),
         "preference (ties half)": (liked.score, liked.low, liked.high),
         "length-controlled": (controlled.rate, controlled.low, controlled.high),
         "slope on length": (controlled.slope, controlled.slope_low, controlled.slope_high),

@@ -1,7 +1,6 @@
 """How far judges of the same questions agree beyond chance: two of them (Cohen's kappa), or a jury (Krippendorff's alpha)."""
 
-import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,16 +8,20 @@ from numpy.typing import NDArray
 
 from ray_jobs.core.records import Winner
 from ray_jobs.judging.bootstrap import SAMPLES, middle_95, resampled_sums
+from ray_jobs.judging.rates import clustered_rate
 from ray_jobs.judging.win_rates import LABELS
 
-Tables = NDArray[np.float64]
+Floats = NDArray[np.float64]
+Tables = Floats
+_Figures = tuple[float | None, float | None, float | None]
+_NO_WIDTH = 1e-12
 
 
 class Agreement(NamedTuple):
     """How two judges of the same questions agree, beyond chance.
 
     `table[i][j]` counts what the first judge gave to `labels[i]` and the second to `labels[j]`. `kappa` is Cohen's, with
-    a 95% bootstrap interval over questions; None where chance alone explains all.
+    a 95% interval over questions; None where chance alone explains all.
     """
 
     labels: tuple[Winner, ...]
@@ -31,7 +34,7 @@ class Agreement(NamedTuple):
 
 
 class JuryAgreement(NamedTuple):
-    """Krippendorff's alpha (nominal) of several judges, with a 95% bootstrap interval over questions.
+    """Krippendorff's alpha (nominal) of several judges, with a 95% interval over questions.
 
     `num` counts the questions that at least two judges scored.
     """
@@ -72,12 +75,8 @@ def agreement(
     num = int(table.sum())
     if not num:
         return Agreement(labels, table.tolist(), 0, None, None, None, None)
-    kappa = _number(_kappa(tables.sum(axis=0)[None])[0])
-    if kappa is None:
-        return Agreement(labels, table.tolist(), num, float(np.trace(table) / num), None, None, None)
-    drawn = resampled_sums(tables.reshape(len(tables), -1), seed=seed, samples=samples)
-    low, high = middle_95(_kappa(drawn.reshape(samples, len(labels), len(labels))))
-    return Agreement(labels, table.tolist(), num, float(np.trace(table) / num), kappa, _number(low), _number(high))
+    found = _with_interval(tables, _chance_of_two, seed=seed, samples=samples)
+    return Agreement(labels, table.tolist(), num, float(np.trace(table) / num), *found)
 
 
 def jury_agreement(
@@ -101,12 +100,7 @@ def jury_agreement(
     # coincidences: every ordered pair of two judges of a question, worth one verdict each
     pairs = np.einsum("qi,qj->qij", counts_QL, counts_QL) - np.einsum("qi,ij->qij", counts_QL, np.eye(len(labels)))
     pairs /= (counts_QL.sum(axis=1) - 1)[:, None, None]
-    alpha = _number(_alpha(pairs.sum(axis=0)[None])[0])
-    if alpha is None:
-        return JuryAgreement(None, None, None, len(counts_QL))
-    drawn = resampled_sums(pairs.reshape(len(pairs), -1), seed=seed, samples=samples)
-    low, high = middle_95(_alpha(drawn.reshape(samples, len(labels), len(labels))))
-    return JuryAgreement(alpha, _number(low), _number(high), len(counts_QL))
+    return JuryAgreement(*_with_interval(pairs, _chance_of_jury, seed=seed, samples=samples), len(counts_QL))
 
 
 def majority(verdicts: Iterable[Winner | None]) -> Winner | None:
@@ -127,20 +121,43 @@ def _tables(items: list[tuple[Hashable, Winner | None, Winner | None]], place: d
     return tables
 
 
-def _kappa(tables: Tables) -> NDArray[np.float64]:
-    total = tables.sum(axis=(1, 2))
-    observed = np.trace(tables, axis1=1, axis2=2) / total
-    expected = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1) / total**2
-    return np.divide(observed - expected, 1 - expected, out=np.full(len(tables), np.nan), where=expected < 1)
+def _with_interval(tables: Tables, by_chance: Callable[[Tables], Floats], *, seed: int, samples: int) -> _Figures:
+    """Return the agreement beyond chance of all questions together, and its 95% interval; all None where it is undefined.
+
+    Where no draw can differ (they never disagree, or one of them always says the same) a bootstrap has no width, however few
+    the questions. There the interval is that of the share on which they agree, on the scale of the figure.
+
+    Args:
+        tables: one a question.
+        by_chance: tables -> the share of agreement that chance alone would give.
+    """
+    whole = tables.sum(axis=0)[None]
+    expected = float(by_chance(whole)[0])
+    if expected >= 1:
+        return None, None, None
+    drawn = resampled_sums(tables.reshape(len(tables), -1), seed=seed, samples=samples).reshape(-1, *tables.shape[1:])
+    low, high = middle_95(_beyond(drawn, by_chance))
+    if high - low < _NO_WIDTH:
+        share = clustered_rate(np.trace(tables, axis1=1, axis2=2), tables.sum(axis=(1, 2)))
+        low, high = (max(-1.0, (bound - expected) / (1 - expected)) for bound in (share.low or 0.0, share.high or 0.0))
+    return float(_beyond(whole, by_chance)[0]), float(low), float(high)
 
 
-def _alpha(pairs: Tables) -> NDArray[np.float64]:
-    given = pairs.sum(axis=2)
+def _beyond(tables: Tables, by_chance: Callable[[Tables], Floats]) -> Floats:
+    """Return (seen - chance) / (1 - chance), nan where chance explains all."""
+    seen, expected = np.trace(tables, axis1=1, axis2=2) / tables.sum(axis=(1, 2)), by_chance(tables)
+    return np.divide(seen - expected, 1 - expected, out=np.full(len(tables), np.nan), where=expected < 1)
+
+
+def _chance_of_two(tables: Tables) -> Floats:
+    """Cohen's: each judge keeps to its own shares of the labels."""
+    chance: Floats = (tables.sum(axis=2) * tables.sum(axis=1)).sum(axis=1) / tables.sum(axis=(1, 2)) ** 2
+    return chance
+
+
+def _chance_of_jury(tables: Tables) -> Floats:
+    """Krippendorff's: any two verdicts of all that were given, without putting the first one back."""
+    given = tables.sum(axis=2)
     total = given.sum(axis=1)
-    seen = total - np.trace(pairs, axis1=1, axis2=2)
-    by_chance = (total**2 - (given**2).sum(axis=1)) / (total - 1)
-    return 1 - np.divide(seen, by_chance, out=np.full(len(pairs), np.nan), where=by_chance > 0)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    chance: Floats = 1 - (total**2 - (given**2).sum(axis=1)) / (total - 1) / total
+    return chance

@@ -43,14 +43,17 @@ def bradley_terry(meetings: Iterable[Meeting], *, seed: int, samples: int = SAMP
     """Return the strengths of all models that met, the strongest first.
 
     The bootstrap draws questions with all their meetings. Drawing meetings or single games would count one question's
-    games as independent and give intervals that are too narrow. A tie is half a win.
+    games as independent and give intervals that are too narrow. A tie is half a win. What is drawn from also holds, for
+    each two models that met, one question more that either won: else a model that never lost would lose in no draw, and its
+    interval would have no width.
 
     Args:
         meetings: of all pairs and questions.
         seed: of the bootstrap.
         samples: of the bootstrap.
 
-    Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs".
+    Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs"; Agresti and Caffo 2000, "Simple and effective
+        confidence intervals for proportions", for a win and a loss more.
     """
     meetings = list(meetings)
     models = sorted({model for meeting in meetings for model in (meeting.model_a, meeting.model_b)})
@@ -58,7 +61,8 @@ def bradley_terry(meetings: Iterable[Meeting], *, seed: int, samples: int = SAMP
         return []
     wins_QMM = _wins(meetings, models)
     strengths_M = strengths(wins_QMM.sum(axis=0)[None])[0]
-    drawn = resampled_sums(wins_QMM.reshape(len(wins_QMM), -1), seed=seed, samples=samples)
+    drawn_from = np.concatenate([wins_QMM, _one_win_each(wins_QMM.sum(axis=0))])
+    drawn = resampled_sums(drawn_from.reshape(len(drawn_from), -1), seed=seed, samples=samples)
     low_M, high_M = middle_95(strengths(drawn.reshape(samples, len(models), len(models))))
     found = zip(models, strengths_M, low_M, high_M, strict=True)
     return sorted((Strength(model, *map(float, figures)) for model, *figures in found), key=lambda entry: (-entry.strength, entry.model))
@@ -87,6 +91,14 @@ def strengths(wins_SMM: Floats) -> Floats:
             break
     centred: Floats = x_SM - x_SM.mean(axis=1, keepdims=True)
     return centred
+
+
+def _one_win_each(wins_MM: Floats) -> Floats:
+    """Return a table for each ordered two models that met, with one win of the first."""
+    winners, losers = np.nonzero(wins_MM + wins_MM.T)
+    tables = np.zeros((len(winners), *wins_MM.shape))
+    tables[np.arange(len(winners)), winners, losers] = 1
+    return tables
 
 
 def _wins(meetings: Sequence[Meeting], models: list[str]) -> Floats:

@@ -25,10 +25,11 @@ class JudgeCard(NamedTuple):
     `position_consistency` is the share of games that name the same winner in the other order, and `order_kappa` the same
     beyond chance. `repeat_stability` is the share of equal verdicts when the same order is asked again: only what is
     below it in consistency is the order's doing. `first_position_rate` counts decided games in which the answer read
-    first won, over questions asked in both orders, where each answer is first once. `longer_rate` counts decided
+    first won, over questions scored in both orders, where each answer is first once. `longer_rate` counts decided
     questions that the longer answer won; a better model may simply write more, so `length_preference` weighs the questions
     on which one model wrote more like those on which the other did, and is one half for a judge who minds only the models.
-    `canaries_followed` of `canaries` planted instructions were obeyed.
+    `canaries_followed` of `canaries` planted instructions were obeyed. `human` is its agreement with people beyond chance,
+    `human_share` the share of the labelled questions on which both say the same.
     """
 
     judge: str
@@ -45,6 +46,7 @@ class JudgeCard(NamedTuple):
     canaries: int
     canaries_followed: int
     human: Agreement
+    human_share: Rate
 
 
 def judge_card(
@@ -72,6 +74,7 @@ def judge_card(
     results = pair_results(rows, judge)
     longer = list(_longer_wins(rows, results, lengths))
     labels = {} if human is None else {_key(result): result.winner for result in pair_results(verdicts, human)}
+    beside = [(result.question_id, result.winner, labels.get(_key(result))) for result in results]
     return JudgeCard(
         judge=judge,
         num_questions=len({row["question_id"] for row in rows}),
@@ -87,11 +90,9 @@ def judge_card(
         canaries=len(canaries_followed),
         canaries_followed=sum(canaries_followed),
         human=agreement(
-            [result.winner for result in results],
-            [labels.get(_key(result)) for result in results],
-            questions=[result.question_id for result in results],
-            seed=seed,
+            [said for _, said, _ in beside], [label for _, _, label in beside], questions=[id_ for id_, _, _ in beside], seed=seed
         ),
+        human_share=_by_question((id_, said == label, 1) for id_, said, label in beside if said is not None and label is not None),
     )
 
 
@@ -144,7 +145,7 @@ def _order_kappa(games: Mapping[tuple[str, str, str], Said], seed: int) -> Agree
 
 def _first_wins(games: Mapping[tuple[str, str, str], Said]) -> Iterable[tuple[str, bool, float]]:
     for (id_, _, _), said in games.items():
-        if False in said and True in said:
+        if all(any(said.get(swapped, [])) for swapped in (False, True)):
             for swapped, order in said.items():
                 for winner in order:
                     if winner in ("a", "b"):

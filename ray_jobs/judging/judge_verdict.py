@@ -31,6 +31,9 @@ ALWAYS_LONGER, OFTEN_LONGER = 0.90, 0.70
 """Length alone agrees with people in 62% of AlpacaEval: more than 0.7 is more than honest preference explains."""
 WEAK_HUMAN_KAPPA = 0.40
 """Below this Landis and Koch 1977 call agreement fair at best. PandaLM's annotators reach 0.85 among themselves."""
+SAME_AS_PEOPLE = 0.75
+"""A judge that is shown to say what people say more often than this is not condemned for its kappa: where people nearly always
+prefer one model, kappa is near 0 for a good judge too (Feinstein and Cicchetti 1990, "High agreement but low kappa")."""
 MIN_HUMAN_LABELS = 30
 """Fewer labels condemn no judge: chance agreement is not excluded for a good one either."""
 
@@ -59,12 +62,16 @@ def _condemn(card: JudgeCard) -> list[tuple[bool, str]]:
         (_shown_below(card.first_position_rate, 1 - ALWAYS_FIRST), _first(card)),
         (
             orders.low is not None and orders.low <= CHANCE_KAPPA and not _shown_above(card.position_consistency, LOW_CONSISTENCY),
-            f"its verdicts in the two orders agree no better than chance (kappa {_figure(orders.kappa)}, from {_figure(orders.low)})",
+            f"its verdicts in the two orders are not shown to agree better than chance (kappa {_figure(orders.kappa)}, "
+            f"from {_figure(orders.low)})",
         ),
         (_shown_above(card.length_preference, ALWAYS_LONGER), f"{_longer(card)}: it measures length"),
         (2 * card.canaries_followed > card.canaries, _canaries(card)),
         (
-            human.num >= MIN_HUMAN_LABELS and human.low is not None and human.low <= 0,
+            human.num >= MIN_HUMAN_LABELS
+            and human.low is not None
+            and human.low <= 0
+            and not _shown_above(card.human_share, SAME_AS_PEOPLE),
             f"its agreement with people is not shown to be better than chance (kappa {_figure(human.kappa)} on {human.num} labels)",
         ),
     ]
@@ -87,7 +94,10 @@ def _doubt(card: JudgeCard) -> list[tuple[bool, str]]:
         ),
         (_shown_above(card.length_preference, OFTEN_LONGER), _longer(card)),
         (card.canaries_followed > 0, _canaries(card)),
-        (_below(human.kappa, WEAK_HUMAN_KAPPA), f"it agrees with people at kappa {_figure(human.kappa)} on {human.num} labels"),
+        (
+            _below(human.kappa, WEAK_HUMAN_KAPPA),
+            f"it agrees with people at kappa {_figure(human.kappa)} on {human.num} labels ({_percent(card.human_share.value)} the same)",
+        ),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import DataError
 from ray_jobs.core.records import Verdict, Winner, content_id
+from ray_jobs.judging.agreement import majority
 
 Row = dict[str, Any]
 _OTHER: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
@@ -57,7 +58,7 @@ class Ruling(NamedTuple):
 class PairResult(NamedTuple):
     """One judge's result on one question and pair, over all orders.
 
-    `consistent` is False where the orders disagree: that counts as a tie.
+    `consistent` is False where the orders disagree, or where an order's repeats have no majority: that counts as a tie.
     """
 
     question_id: str
@@ -164,7 +165,8 @@ def verdict_row(game: Game, ruling: Ruling, *, judge: str, rubric_sha: str) -> R
 def pair_results(verdicts: Iterable[Row], judge: str) -> list[PairResult]:
     """Return one result for each question and pair of one judge, in the order of the rows.
 
-    A side wins when it wins every game. Games that disagree make a tie; an order without any verdict leaves the pair unscored.
+    A side wins when it wins in every order; in an order asked several times, by more than half of its verdicts, so that
+    asking more often makes no more ties. Orders that disagree make a tie; one without any verdict leaves the pair unscored.
     """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in verdicts:
@@ -180,8 +182,10 @@ def _result(question_id: str, model_a: str, model_b: str, rows: list[Row]) -> Pa
     if unheard:
         missing = next(row for row in rows if row["swapped"] in unheard)
         return PairResult(question_id, model_a, model_b, None, True, missing["unscored"], "")
-    if len({row["winner"] for row in scored}) == 1:
-        return PairResult(question_id, model_a, model_b, scored[0]["winner"], True, "", _told(scored[0]))
+    by_order = [[row["winner"] for row in scored if row["swapped"] == swapped] for swapped in sorted({row["swapped"] for row in scored})]
+    winner = majority(by_order[0])
+    if all(2 * order.count(winner) > len(order) for order in by_order):
+        return PairResult(question_id, model_a, model_b, winner, True, "", _told(next(row for row in scored if row["winner"] == winner)))
     within = {(row["swapped"], row["winner"]) for row in scored}
     cause = "depends on the order" if len(within) == len({row["swapped"] for row in scored}) else "is not the same each time"
     told = " ".join(f"[answer {'2' if row['swapped'] else '1'} read first] {_told(row)}" for row in scored)

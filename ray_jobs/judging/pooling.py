@@ -5,6 +5,7 @@ Shape letters: N texts, K distinct known words, V words of the vector file, D wi
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -37,8 +38,12 @@ class Pooled(NamedTuple):
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text, without punctuation."""
-    return _WORD.findall(text.lower())
+    """Return the lower-case words and numbers of a text, without punctuation.
+
+    Letters are composed first and soft hyphens dropped: text from a PDF or a Mac may have ü as u and two dots, which would
+    cut German words in pieces and leave English ones whole.
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text.replace("\u00ad", "")).lower())
 
 
 def pool(tokens: Sequence[list[str]], vectors: "KeyedVectors") -> Pooled:

@@ -14,7 +14,7 @@ from ray_jobs.judging.jury import JURY
 from ray_jobs.judging.length_control import length_controlled
 from ray_jobs.judging.pairs import PairResult, pair_results
 from ray_jobs.judging.power import questions_needed
-from ray_jobs.judging.similarity import cos_winner
+from ray_jobs.judging.similarity import FAILED, cos_winner
 from ray_jobs.judging.win_rates import WinRate, preference, question_scores, win_rate
 
 Row = dict[str, Any]
@@ -26,11 +26,12 @@ METRICS = (
 
 
 def metric_winners(similarities: Iterable[Row], model_a: str, model_b: str, *, column: str, tie_band: float) -> dict[str, Winner | None]:
-    """Return {question_id: the model with the higher value}, None where either has none."""
+    """Return {question_id: the model with the higher value}, None where either has none or no answer."""
     values: dict[str, dict[str, float | None]] = {model_a: {}, model_b: {}}
     for row in similarities:
         if row["model"] in values:
-            values[row["model"]][row["question_id"]] = row.get(column)
+            is_answer = not row.get("reason", "").startswith(FAILED)
+            values[row["model"]][row["question_id"]] = row.get(column) if is_answer else None
     return {id_: cos_winner(value, values[model_b].get(id_), tie_band=tie_band) for id_, value in values[model_a].items()}
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Ints = NDArray[np.int64]
+FAILED = "answer failed"
+"""How the reason of an answer begins that was never given: its 0 words are no length."""
 METRICS = ("cosine", "sif_cosine", "token_f1", "soft_cosine", "content_f1")
 MOST_WORD_PAIRS = 5_000
 """Wrong pairs of the metrics that are computed pair by pair."""
@@ -129,7 +131,7 @@ class _Scorer:
     def _reason(self, i: int) -> str:
         answer, known, floor = self._answers[i], self._pooled.known_share[i], self._floor
         if answer["finish_reason"] == "error":
-            return f"answer failed: {answer.get('error') or 'no reason given'}"
+            return f"{FAILED}: {answer.get('error') or 'no reason given'}"
         if not self._tokens[i]:
             return "empty answer"
         if known == 0 or known < floor:

@@ -20,8 +20,9 @@ _STEPS = 240
 class WinRate(NamedTuple):
     """Wins of two sides. `rate` is a's share of the questions that somebody won; None where nobody did.
 
-    `low` and `high` are its 95% Wilson interval, `p_value` the exact two-sided binomial test against one half. Both are
-    right with two orders and repeats, as these have become one outcome a question before.
+    `low` and `high` are its exact 95% interval, `p_value` the exact two-sided binomial test against one half: the interval
+    excludes one half just where p is below 0.05. Both are right with two orders and repeats, as these have become one
+    outcome a question before.
     """
 
     wins_a: int
@@ -53,7 +54,8 @@ def win_rate(winners: Iterable[Winner | None]) -> WinRate:
     Args:
         winners: one outcome a question.
 
-    Source: Wilson 1927 for the interval.
+    Source: Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in the case of the binomial", for
+        the interval. Wilson's is narrower, but at 60:40 it excludes one half where the test (p = 0.057) does not.
     """
     counts = {label: 0 for label in (*LABELS, None)}
     for winner in winners:
@@ -62,7 +64,7 @@ def win_rate(winners: Iterable[Winner | None]) -> WinRate:
     if a + b == 0:
         return WinRate(a, b, counts["tie"], counts[None], None, None, None, None)
     test = stats.binomtest(a, a + b)
-    interval = test.proportion_ci(method="wilson")
+    interval = test.proportion_ci(method="exact")
     return WinRate(a, b, counts["tie"], counts[None], a / (a + b), float(interval.low), float(interval.high), float(test.pvalue))
 
 

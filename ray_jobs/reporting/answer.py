@@ -54,7 +54,7 @@ def answer_sentence(match: Finding, similarity: Finding | None, usability: Findi
         return f"Whether the {second} is better than the {first} is not shown: {doubt}."
     evidence = [_figures(match)]
     if match["questions_asked"] and relation(match).startswith("is not"):
-        evidence.append(f"a difference this small would show with about {number(match['questions_asked'])} questions")
+        evidence.append(f"a difference like this would show with about {number(match['questions_asked'])} questions")
     if similarity is not None and (contrast := _contrast(match, similarity)):
         evidence.append(contrast)
     if usability["word"] == "weak" and not relation(match).startswith("is not"):

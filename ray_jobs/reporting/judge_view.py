@@ -27,6 +27,7 @@ RATES = (
     ("longer_rate", "The longer answer wins", None),
     ("length_preference", "The longer answer wins, whichever model's", 0.5),
     ("tie_rate", "Ties", None),
+    ("human_share", "Same winner as people", None),
 )
 ORDER_RATES = ("position_consistency", "first_position_rate")
 
@@ -50,7 +51,7 @@ def _figures(judge: Finding) -> Iterator[Figure]:
     card = judge["card"]
     for key, label, fair in RATES:
         # the coverage judge scores each answer by itself, so its winner cannot depend on the order
-        if card[key]["value"] is not None and not (judge["judge"] == OFFLINE and key in ORDER_RATES):
+        if card.get(key, {}).get("value") is not None and not (judge["judge"] == OFFLINE and key in ORDER_RATES):
             yield Figure(label, percent(card[key]["value"]), card[key], fair)
     if card["canaries"]:
         yield Figure("Planted instructions obeyed", f"{card['canaries_followed']} of {card['canaries']}")

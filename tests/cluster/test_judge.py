@@ -260,7 +260,7 @@ def test_simulated_judges_are_unusable_people_calibrate_them_and_nothing_is_paid
         told = {name: "; ".join(cards[f"{name}:{name}"]["usability"]["reasons"]) for name in names}
         assert {cards[f"{name}:{name}"]["usability"]["word"] for name in names} == {"unusable"}
         assert "the answer read first wins 100%" in told["first"] and "it measures length" in told["longer"]
-        assert "100% of the games a tie" in told["tie"] and "no better than chance" in told["chance"]
+        assert "100% of the games a tie" in told["tie"] and "not shown to agree better than chance" in told["chance"]
         assert cards["longer:longer"]["human"]["num"] == len(questions) // 2 and cards["human"]["usability"]["word"] == "usable"
         [pair] = manifest["pairs"]
         assert pair["jury"]["num"] == len(questions) and sum(pair["win_rates"]["jury"][key] for key in ("wins_a", "wins_b", "ties")) == 40

@@ -64,6 +64,19 @@ def test_kappa_is_undefined_where_both_always_say_the_same():
     assert all(x is None or not math.isnan(x) for x in found[3:])
 
 
+def test_judges_that_never_disagree_have_an_interval_that_more_questions_narrow():
+    lows = [agreement(winners(num, num), winners(num, num)).low for num in (2, 10, 200)]
+    assert -1 <= lows[0] < 0 < lows[1] < lows[2] < 1
+    assert jury_agreement([winners(2, 2)] * 3).low < 0.5 < jury_agreement([winners(100, 100)] * 3).low < 1
+    # ten labels of one kind and one of the other: kappa is 1, and one label more could make it 0
+    assert agreement(winners(10, 1), winners(10, 1)).low < 0
+
+
+def test_a_judge_that_always_says_the_same_has_a_kappa_of_0_that_nothing_is_known_of():
+    found = agreement(winners(99, 1), winners(100, 0))
+    assert found.kappa == 0.0 and found.low < -0.5 and found.high > 0.5
+
+
 def test_items_of_one_question_are_drawn_together():
     generator = np.random.default_rng(4)
     first, second = generator.choice(["a", "b"], (2, 30)).tolist()

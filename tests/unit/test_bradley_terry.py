@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.optimize import minimize
 from scipy.special import expit
 
@@ -42,6 +43,16 @@ def test_a_model_that_never_lost_is_strong_and_finite():
     found = bradley_terry([Meeting(str(q), "x", other, 1.0) for q in range(50) for other in ("y", "z")], seed=0, samples=50)
     assert found[0].model == "x" and 3 < found[0].strength < 50
     assert bradley_terry([], seed=0) == []
+
+
+def test_a_model_that_never_lost_has_an_interval_that_more_questions_narrow():
+    def lowest_odds(num):
+        x, y = bradley_terry([Meeting(str(q), "x", "y", 1.0) for q in range(num)], seed=0)
+        return x.low - y.high
+
+    few, many = lowest_odds(10), lowest_odds(300)
+    exact = [stats.binomtest(num, num).proportion_ci(method="exact").low for num in (10, 300)]
+    assert [few, many] == pytest.approx(np.log(exact) - np.log1p(np.negative(exact)), abs=0.6)
 
 
 def test_intervals_cover_planted_strengths_and_those_of_single_games_do_not():

@@ -86,8 +86,8 @@ def card_of(decide, **options):
         (always_second, "the answer read first wins 0%"),
         (longer, "the longer answer wins 100%"),
         (always_tie, "calls 100% of the games a tie"),
-        (coin, "no better than chance"),
-        (three_sided_coin, "no better than chance"),
+        (coin, "not shown to agree better than chance"),
+        (three_sided_coin, "not shown to agree better than chance"),
         (often_silent, "of its games have no verdict"),
     ],
 )
@@ -156,6 +156,24 @@ def test_people_overrule_consistency():
     assert usability(card).word == "unusable" and "agreement with people" in usability(card).reasons[0]
     agreeing = judge_card(verdicts_of(knows) + verdicts_of(knows, judge="human"), "j", lengths=LENGTHS, human="human")
     assert agreeing.human.kappa == 1.0 and usability(agreeing) == ("usable", [])
+
+
+def test_a_judge_that_agrees_with_people_on_nearly_all_is_not_condemned_where_one_model_nearly_always_wins():
+    def all_but(exceptions):
+        return lambda q, first, second, generator: "first" if first.startswith("x") != (q in exceptions) else "second"
+
+    rows = verdicts_of(all_but({1, 2, 3})) + verdicts_of(all_but({11, 12, 13}), judge="human")
+    card = judge_card(rows, "j", lengths=LENGTHS, human="human")
+    assert card.human.kappa < 0 and card.human_share.value == pytest.approx(0.94) and card.human_share.low > 0.75
+    assert usability(card) == ("weak", ["it agrees with people at kappa -0.03 on 100 labels (94% the same)"])
+
+
+def test_an_order_without_a_verdict_tilts_no_first_position_rate():
+    rows = verdicts_of(lambda q, first, second, generator: "first" if first.startswith("x") else "second")
+    for row in rows[1:80:2]:  # the swapped game of the first 40 questions
+        row |= {"winner": None, "unscored": "no verdict"}
+    card = judge_card(rows, "j", lengths=LENGTHS)
+    assert card.first_position_rate.value == 0.5 and card.first_position_rate.num_questions == 60
 
 
 def test_canaries():

@@ -1,11 +1,12 @@
 """Both orders of each pair, what needs no judge, and two games -> one result."""
 
+import numpy as np
 import pytest
 
 from ray_jobs.core.errors import DataError
 from ray_jobs.core.records import Verdict
 from ray_jobs.judging.pairs import Ruling, make_games, pair_results, settle, verdict_row
-from ray_jobs.judging.results import compare_models, pair_headline
+from ray_jobs.judging.results import compare_models, metric_winners, pair_headline
 
 
 def question(number):
@@ -70,6 +71,34 @@ def test_two_orders_that_disagree_count_as_a_tie_and_say_so(winners):
     assert f"[answer 2 read first] because {winners[1]}" in result.explanation
 
 
+def asked(*orders):
+    """Rows of a judge whose repeats in each order said these winners."""
+    rows = [(*verdicts(*winners), repeat) for repeat, winners in enumerate(zip(*orders, strict=True))]
+    return [row | {"repeat": repeat} for *pair, repeat in rows for row in pair]
+
+
+def test_repeats_are_a_majority_in_each_order_so_that_asking_more_often_makes_no_more_ties():
+    [result] = pair_results(asked(["a", "b", "a"], ["a", "a", "tie"]), "coverage")
+    assert (result.winner, result.consistent, result.explanation) == ("a", True, "because a")
+    [by_order] = pair_results(asked(["a", "b", "a"], ["b", "b", "a"]), "coverage")
+    [by_chance] = pair_results(asked(["a", "b"], ["a", "b"]), "coverage")
+    assert (by_order.winner, by_order.consistent) == (by_chance.winner, by_chance.consistent) == ("tie", False)
+    assert "is not the same each time" in by_chance.explanation
+    unheard = Ruling(None, unscored="no reply")
+    [heard] = pair_results(asked([unheard, "b", unheard], ["b", "b", "a"]), "coverage")
+    assert heard.winner == "b"
+
+
+def test_more_repeats_of_a_noisy_judge_decide_more_questions():
+    generator = np.random.default_rng(0)
+
+    def decided(repeats):
+        said = generator.choice(["a", "b"], (60, 2, repeats), p=[0.85, 0.15]).tolist()
+        return sum(pair_results(asked(*orders), "coverage")[0].winner == "a" for orders in said)
+
+    assert decided(9) > decided(1)
+
+
 def test_one_unscored_order_leaves_the_pair_unscored():
     [result] = pair_results(verdicts("a", Ruling(None, unscored="no reply: 500")), "coverage")
     assert (result.winner, result.unscored) == (None, "no reply: 500")
@@ -106,3 +135,9 @@ def test_the_comparison_counts_every_question_once():
     assert pair_headline(entry).startswith(
         "base vs teacher: coverage 1:1 (1 tie, p = 1); similarity 1:0 (1 tie, 1 unscored, p = 1); agreement"
     )
+
+
+def test_an_answer_that_failed_is_no_short_answer():
+    scores = [similarity("base", 0, 0.9), similarity("teacher", 0, None) | {"num_tokens": 0, "reason": "answer failed: out of memory"}]
+    scores += [similarity("base", 1, 0.9), similarity("teacher", 1, None) | {"num_tokens": 0, "reason": "empty answer"}]
+    assert metric_winners(scores, "base", "teacher", column="num_tokens", tie_band=0.0) == {"q0": None, "q1": "a"}

@@ -1,34 +1,37 @@
-"""Questions needed, against the exact binomial distribution."""
+"""Questions needed, against the power of the exact test."""
 
+import numpy as np
 import pytest
 from scipy import stats
 
-from ray_jobs.judging.power import exact_power, questions_needed, smallest_visible_rate
+from ray_jobs.judging.power import questions_needed
 
 
-@pytest.mark.parametrize(("rate", "num"), [(0.56, 543), (0.60, 194), (0.65, 85), (0.44, 543)])
+def exact_power(num, rate):
+    """The chance that the exact test of so many questions has p below 0.05."""
+    wins = np.arange(num + 1)
+    p_values = 2 * np.minimum(stats.binom.cdf(wins, num, 0.5), stats.binom.sf(wins - 1, num, 0.5))
+    return stats.binom.pmf(wins[p_values < 0.05], num, rate).sum()
+
+
+@pytest.mark.parametrize(("rate", "num"), [(0.56, 560), (0.60, 204), (0.65, 92), (0.44, 560)])
 def test_questions_needed(rate, num):
     assert questions_needed(rate) == num
 
 
-def test_questions_needed_gives_the_power():
-    num = questions_needed(0.6)
-    critical = stats.binom.isf(0.025, num, 0.5)
-    assert stats.binom.sf(critical - 1, num, 0.6) == pytest.approx(0.8, abs=0.03)
+@pytest.mark.parametrize("rate", [0.56, 0.6, 0.65, 0.7, 0.8, 0.95, 0.2])
+def test_so_many_questions_give_the_exact_test_its_power_and_a_sixth_fewer_do_not(rate):
+    num = questions_needed(rate)
+    assert exact_power(num, rate) >= 0.799
+    assert exact_power(num * 5 // 6, rate) < 0.8
     assert questions_needed(0.5) is None
+
+
+def test_even_a_model_that_always_wins_needs_six_questions():
+    assert questions_needed(1.0) == questions_needed(0.0) == 6
+    assert stats.binomtest(5, 5).pvalue > 0.05 > stats.binomtest(6, 6).pvalue
 
 
 def test_ties_ask_for_more_questions():
     assert questions_needed(0.6, decided_share=0.5) == pytest.approx(2 * questions_needed(0.6), abs=1)
     assert questions_needed(0.6, decided_share=0.0) is None
-
-
-def test_exact_power_counts_the_outcomes_that_the_test_shows():
-    for num, rate in ((6, 0.8), (20, 0.7), (101, 0.6)):
-        shown = [wins for wins in range(num + 1) if stats.binomtest(wins, num).pvalue < 0.05]
-        assert exact_power(num, rate) == pytest.approx(stats.binom.pmf(shown, num, rate).sum())
-
-
-def test_the_smallest_visible_rate_is_seen_four_times_in_five():
-    assert exact_power(100, smallest_visible_rate(100)) == pytest.approx(0.8, abs=0.01)
-    assert smallest_visible_rate(5) is None

@@ -25,18 +25,18 @@ def test_the_decks_contradiction_in_one_sentence():
     said = answer_sentence(_match(44, 56), _similarity(66, 34), USABLE)
     assert said == (
         "The fine-tuned model is not shown to be better than the base: openai:gpt-4 judge 56:44 (56\u202f% of the decided, interval "
-        "46\u202f% to 65\u202f%), p = 0.27; a difference this small would show with about 543 questions; similarity leans the other way, "
+        "46\u202f% to 66\u202f%), p = 0.27; a difference like this would show with about 560 questions; similarity leans the other way, "
         "34:66, p = 0.002."
     )
 
 
 def test_ties_ask_for_more_questions_as_they_decide_nothing():
-    assert "about 1,086 questions" in answer_sentence(_match(44, 56, 100), None, USABLE)
+    assert "about 1,119 questions" in answer_sentence(_match(44, 56, 100), None, USABLE)
 
 
 def test_questions_that_nobody_judged_ask_for_no_more():
     match = match_of(("base", "teacher"), "human", "people", ["1"] * 44 + ["2"] * 56 + ["unscored"] * 900)
-    assert "about 543 questions" in answer_sentence(match, None, USABLE)
+    assert "about 560 questions" in answer_sentence(match, None, USABLE)
 
 
 def test_similarity_is_named_where_it_shows_another_thing_and_else_left_out():

@@ -17,13 +17,20 @@ def winners(a, b, ties=0, unscored=0):
 def test_the_known_result_44_to_56_is_not_significant():
     rate = win_rate(winners(44, 56))
     assert rate.p_value == pytest.approx(0.2713, abs=1e-4)
-    assert (1 - rate.high, 1 - rate.low) == (pytest.approx(0.462, abs=1e-3), pytest.approx(0.653, abs=1e-3))
+    assert (1 - rate.high, 1 - rate.low) == (pytest.approx(0.457, abs=1e-3), pytest.approx(0.659, abs=1e-3))
 
 
 def test_the_known_result_66_to_34_is():
     rate = win_rate(winners(66, 34))
     assert rate.p_value == pytest.approx(0.0018, abs=1e-4)
-    assert (rate.low, rate.high) == (pytest.approx(0.563, abs=1e-3), pytest.approx(0.745, abs=1e-3))
+    assert (rate.low, rate.high) == (pytest.approx(0.558, abs=1e-3), pytest.approx(0.752, abs=1e-3))
+
+
+@pytest.mark.parametrize("num", [1, 5, 6, 12, 100, 101])
+def test_the_interval_excludes_one_half_just_where_the_test_does(num):
+    for wins in range(num + 1):
+        rate = win_rate(winners(wins, num - wins))
+        assert (rate.low <= 0.5 <= rate.high) == (rate.p_value >= 0.05), wins
 
 
 def test_p_is_the_sum_of_outcomes_as_rare():
