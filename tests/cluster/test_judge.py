@@ -131,7 +131,7 @@ def test_a_language_model_judges_both_orders_and_another_reading_or_a_third_mode
         assert again["judges"][0]["calls"]["cached"] == 7
         assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
         _as_an_older_version_read_the_replies(config)
-        with pytest.raises(DataError, match="schema version 0.*make its stage anew with --force"):
+        with pytest.raises(DataError, match=r"schema version 0.*make its stage anew with --force"):
             report.run(config, force=False)
         anew = judge.run(config, force=True)
         assert {row["winner"] for row in read(config, "verdicts.parquet")} == {"b"}
@@ -140,8 +140,8 @@ def test_a_language_model_judges_both_orders_and_another_reading_or_a_third_mode
         assert len(server.requests) == num_calls + 1  # another reading of what is kept
         prices = {"usd_per_million_prompt_tokens": 1.0, "usd_per_million_completion_tokens": 2.0}
         third = make_run(models=(*MODELS, "student"), **openai(server, **prices))
-        folder = RunFolder(third)
-        _answer(folder, [Question(**row) for row in folder.folder("prepare").read_jsonl("questions.jsonl")], third.answer.models, force=True)
+        questions = [Question(**row) for row in RunFolder(third).folder("prepare").read_jsonl("questions.jsonl")]
+        _answer(RunFolder(third), questions, third.answer.models, force=True)
         more = judge.run(third, force=True)["judges"][0]
     assert (more["calls"]["cached"], more["calls"]["sent"]) == (8, 2 * len(COURSE))
     new = [request["messages"][1]["content"] for request in server.requests[num_calls + 1 :]]
