@@ -114,6 +114,7 @@ def many_questions(count):
             "prompt_tokens": 300,
             "completion_tokens": 90,
             "cost_usd": None,
+            "raw": "{}",
         }
         verdicts += [said | {"swapped": False}, said | {"swapped": True}]
     stage = {"settings": {}}

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ray_jobs.reporting.charts import Scale, Tick
+from ray_jobs.reporting.charts import LETTER_WIDTH, Scale, Tick
 from ray_jobs.reporting.numbers_in_words import percent
 
-WIDTH, LABELS, FIGURES = 640, 200, 486
-"""Width of the plot, and where its axis begins and ends; labels stand to the left, figures to the right."""
+AXIS_WIDTH, LEAST_LABEL, LEAST_FIGURE = 286, 200, 154
+"""Widths of the axis and, at least, of the labels to the left of it and of the figures to the right."""
 ROW_HEIGHT, AXIS_HEIGHT, TOP = 22, 44, 14
 
 
@@ -48,9 +48,9 @@ class IntervalChart:
     right_label: str
     bottom: float
     height: float
-    width: int = WIDTH
+    width: float
+    axis: tuple[float, float]
     top: float = TOP - 8
-    axis: tuple[int, int] = (LABELS, FIGURES)
 
 
 def interval_chart(
@@ -75,7 +75,10 @@ def interval_chart(
     if not intervals:
         return None
     low, high = limits or _limits(intervals, reference)
-    scale = Scale(low, high, LABELS, FIGURES)
+    start = max(LEAST_LABEL, *(_width(entry.label) for entry in intervals))
+    end = start + AXIS_WIDTH
+    width = end + max(LEAST_FIGURE, *(_width(entry.text) for entry in intervals))
+    scale = Scale(low, high, start, end)
     rows = [
         Row(entry.label, entry.text, entry.kind, TOP + ROW_HEIGHT * (i + 0.5), *map(scale, (entry.value, entry.low, entry.high)))
         for i, entry in enumerate(intervals)
@@ -83,7 +86,12 @@ def interval_chart(
     bottom = TOP + ROW_HEIGHT * len(rows)
     summary = "; ".join(f"{entry.label}: {entry.text}" for entry in intervals) + "."
     ticks = [Tick(at, percent(float(label)) if shares else label.replace("-", "\u2212")) for at, label in scale.ticks(4)]
-    return IntervalChart(title, summary, rows, ticks, scale(reference), left_label, right_label, bottom, bottom + AXIS_HEIGHT)
+    at, height = scale(reference), bottom + AXIS_HEIGHT
+    return IntervalChart(title, summary, rows, ticks, at, left_label, right_label, bottom, height, width, (start, end))
+
+
+def _width(text: str) -> float:
+    return round(LETTER_WIDTH * len(text) + 26, 1)
 
 
 def _limits(intervals: Sequence[Interval], reference: float) -> tuple[float, float]:

@@ -145,6 +145,28 @@ def test_both_explanations_stand_side_by_side_where_the_orders_disagree(hundred,
     assert 0 < int(page.locator("#count").inner_text().split()[0]) < 100
 
 
+def test_people_and_a_jury_are_heard_once_and_long_names_keep_clear_of_the_axis(tmp_path, open_report):
+    name = "openai:Some-Company/A-Judge-With-Quite-A-Long-Name-72B"
+    write_run(tmp_path, make_questions(30), judges=(name, "human"), measured=True)
+    report.run(config_of(tmp_path), force=False)
+    page = open_report(tmp_path)
+    _open(page.locator(".entry").first)
+    said = page.locator(".entry .reasons").first.inner_text()
+    model, people = said.split("What people say:")
+    assert f"What the {name} judge says:" in model and "answer 1 read first" in model and "read first" not in people
+    page.select_option("[name=judge]", "human")
+    page.locator("#head-judge", has_text="people prefer").wait_for()
+    overlaps = page.evaluate(
+        """[...document.querySelectorAll("figure.wide svg")].filter((svg) => svg.querySelector(".whisker")).map((svg) => {
+             const right = (node) => node.getBBox().x + node.getBBox().width;
+             const texts = [...svg.querySelectorAll("g > text")];
+             const axis = svg.querySelectorAll("line.grid");
+             const [start, end] = [axis[0], axis[axis.length - 1]].map((line) => Number(line.getAttribute("x1")));
+             return texts.filter((t) => t.classList.contains("label") ? right(t) > start : t.getBBox().x < end).length })"""
+    )
+    assert len(overlaps) >= 2 and not any(overlaps[:2])
+
+
 def test_an_answer_of_200_kB_is_cut_with_a_note(hundred, open_report):
     page = open_report(hundred)
     page.fill("[name=search]", "endless.")

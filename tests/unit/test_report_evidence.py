@@ -12,7 +12,7 @@ from ray_jobs.core.records import Similarity
 from ray_jobs.judging.results import METRICS, metric_winners
 from ray_jobs.reporting.comparisons import compare
 from ray_jobs.reporting.evidence_view import evidence_view
-from ray_jobs.reporting.interval_chart import FIGURES, LABELS, Interval, interval_chart
+from ray_jobs.reporting.interval_chart import Interval, interval_chart
 from ray_jobs.reporting.judge_view import judge_view, jury_sentences
 from ray_jobs.reporting.kappa_matrix import kappa_matrix
 from ray_jobs.reporting.languages import language_sentences
@@ -38,8 +38,8 @@ def told(run):
 def test_intervals_stand_on_one_axis_and_say_themselves_in_words():
     entries = [Interval("first", 0.25, 0.0, 0.5, "25 %"), Interval("second", 1.0, 0.5, 1.0, "100 %")]
     chart = interval_chart("Wins", entries, reference=0.5, left_label="a", right_label="b", limits=(0, 1), shares=True)
-    assert [row.low for row in chart.rows] == [LABELS, chart.reference]
-    assert chart.rows[1].x == chart.rows[1].high == FIGURES
+    assert [row.low for row in chart.rows] == [chart.axis[0], chart.reference]
+    assert chart.rows[1].x == chart.rows[1].high == chart.axis[1]
     assert chart.rows[0].y < chart.rows[1].y < chart.bottom < chart.height
     assert chart.summary == "first: 25 %; second: 100 %."
     assert [tick.label for tick in chart.ticks] == ["0\u202f%", "50\u202f%", "100\u202f%"]
@@ -48,13 +48,14 @@ def test_intervals_stand_on_one_axis_and_say_themselves_in_words():
 
 def test_every_judge_and_metric_is_plotted_with_the_interval_of_the_table(run, told):
     chart = evidence_view(run, told)["wins"][0]
+    start, end = chart.axis
     labels = [row.label for row in chart.rows]
     assert [row.label for row in chart.rows if not row.kind] == [measure(judge) for judge in JUDGES]
     assert {"similarity", "SIF cosine", "token F1", "ties as halves"} <= set(labels)
     first = next(match for match in told["matches"] if match["judge"] == "coverage")
-    assert chart.rows[0].x == pytest.approx(LABELS + first["win_rate"] * (FIGURES - LABELS), abs=0.1)
+    assert chart.rows[0].x == pytest.approx(start + first["win_rate"] * (end - start), abs=0.1)
     halves = told["judging"][0]["preferences"]["coverage"]["score"]
-    assert chart.rows[labels.index("ties as halves")].x == pytest.approx(FIGURES - halves * (FIGURES - LABELS), abs=0.1)
+    assert chart.rows[labels.index("ties as halves")].x == pytest.approx(end - halves * (end - start), abs=0.1)
 
 
 def test_other_metrics_win_as_the_judging_stage_counts_them(run, told):

@@ -10,6 +10,9 @@
   let matching = [];
   let shown = 0;
 
+  // [who judges, as the subject of a sentence; the verb's ending]
+  const WHO = { human: ["people", ""], jury: ["the jury", "s"] };
+  const who = (name) => WHO[name] || [`the ${name} judge`, "s"];
   const figure = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
   const winnerOf = (pair, winner) => (winner === "1" ? pair.model_1 : winner === "2" ? pair.model_2 : winner);
@@ -94,20 +97,24 @@
   };
 
   const ORDER_WORDS = { 1: "with answer 1 read first", 2: "with answer 2 read first" };
-  const readFirst = (first) => {
+  const readFirst = (first, hasOrders) => {
     const orders = [...new Set(first)];
+    if (!hasOrders) return "";
     const times = first.length > orders.length ? `, ${first.length} times` : "";
     return (orders.length === 2 ? "in both orders" : ORDER_WORDS[orders[0]]) + times;
   };
   // What one judge says of one question: one column for each different opinion, as orders and repeats brought them.
   const opinions = (pair, name, judged) => {
-    const title = element("h4", "", `What the ${name} judge says: `);
+    const [subject, ending] = who(name);
+    const title = element("h4", "", `What ${subject} say${ending}: `);
     title.append(badge(pair, judged.winner));
     const columns = element("div", judged.said.length > 1 ? "opinions" : "opinion");
+    // People, a jury and imports are heard once: no answer was read first.
+    const hasOrders = judged.said.some((opinion) => opinion.first.includes(2));
     for (const opinion of judged.said) {
       const box = element("div");
       const head = element("p", "scores");
-      head.append(badge(pair, opinion.winner), ` ${readFirst(opinion.first)}`);
+      head.append(badge(pair, opinion.winner), ` ${readFirst(opinion.first, hasOrders)}`);
       box.append(head, prose(opinion.text || "No explanation given."));
       columns.append(box);
     }
@@ -159,7 +166,8 @@
     for (const [field, heads] of [["judged", "judge"], ["cosine", "similarity"]]) {
       form[field].options[1].textContent = data.models[now.pair.model_1];
       form[field].options[2].textContent = data.models[now.pair.model_2];
-      document.getElementById("head-" + heads).textContent = heads === "judge" ? now.judge ? `${now.judge} judge prefers` : "Judge prefers" : "Similarity prefers";
+      const [subject, ending] = heads === "similarity" ? ["similarity", "s"] : now.judge ? who(now.judge) : ["judge", "s"];
+      document.getElementById("head-" + heads).textContent = `${subject} prefer${ending}`;
     }
     list.replaceChildren();
     shown = 0;
