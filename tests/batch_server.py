@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from judge_server import completion, error, verdict
+from loopback import served
 
 
 class BatchServer:
@@ -36,14 +36,8 @@ class BatchServer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["BatchServer"]:
-        thread = threading.Thread(target=self._http.serve_forever, daemon=True)
-        thread.start()
-        try:
+        with served(self._http):
             yield self
-        finally:
-            self._http.shutdown()
-            self._http.server_close()
-            thread.join()
 
     def add_file(self, text: str) -> dict:
         name = f"file-{len(self.files)}"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
+from loopback import served
+
 
 class Fault(NamedTuple):
     """What the server says instead of a verdict: `share` of the body, after `delay_s`; a share below 1 drops the connection then."""
@@ -86,14 +88,8 @@ class JudgeServer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["JudgeServer"]:
-        thread = threading.Thread(target=self._http.serve_forever, daemon=True)
-        thread.start()
-        try:
+        with served(self._http):
             yield self
-        finally:
-            self._http.shutdown()
-            self._http.server_close()
-            thread.join()
 
 
 def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
@@ -131,10 +127,10 @@ def opinion(winner: str, *, reasoning: str = "Answer A is precise, answer B is v
     return json.dumps({"reasoning": reasoning, "winner": winner, **lists})
 
 
-def completion(text: str, *, finish_reason: str = "stop") -> str:
+def completion(text: str, *, finish_reason: str = "stop", model: str = "stub-1") -> str:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
-    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "stub-1", "choices": [choice], "usage": usage})
+    return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": model, "choices": [choice], "usage": usage})
 
 
 def error(message: str, code: str | None = None) -> str:

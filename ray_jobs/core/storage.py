@@ -1,5 +1,6 @@
 """A folder on any filesystem that pyarrow opens: small atomic files, rows as JSONL or Parquet, model folders."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -103,7 +104,8 @@ class Storage:
                 stream.write(data)
             self.fs.move(temporary, path)
         except OSError as error:
-            self.delete(f"{name}.tmp-{os.getpid()}")
+            with contextlib.suppress(OSError):  # what cannot be written may not be reached at all
+                self.delete(f"{name}.tmp-{os.getpid()}")
             raise StorageError(f"{self.uri}/{name} cannot be written: {error}; make room, or choose another [run] storage") from error
 
     def read_json(self, name: str) -> Any:

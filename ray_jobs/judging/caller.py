@@ -5,7 +5,6 @@ Free of Ray: the limiter is reached through `Gate`, in this process or in an act
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ray_jobs.core.errors import StorageError
 from ray_jobs.judging.calls import Call, EndpointOptions, Prices, Reply
-from ray_jobs.judging.endpoint import Endpoint, Outcome, count_tokens, most_completion_tokens, most_prompt_tokens
-from ray_jobs.judging.ledger import Intent, Ledger
+from ray_jobs.judging.endpoint import Endpoint
+from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.limiter import Ask, Grant, Lease, Limiter, Report
+from ray_jobs.judging.tries import Tries, read_outcome
 
 T = TypeVar("T")
 LEASE_EVERY_S = 0.05
@@ -25,13 +25,8 @@ MOST_ASKS = 128
 ALIVE_S = 5.0
 SETTLE_S = 15.0
 """A stopped caller's last reply is kept so long after the endpoint's timeout at the latest: it hears of the stop within ALIVE_S."""
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
-CUT_FACTOR = 2
-"""A reply that was cut is asked for once more with so many times the tokens."""
-MOST_REFUSALS = 20
-"""Of one call: beyond, it is the call that does not fit, not the pace."""
-MOST_PAID_FOR_NOTHING = 1
-"""Replies to one call that were billed and hold no completion: beyond, the endpoint means it, and each more is paid again."""
+KEEP_AGAIN_S = (0.2, 0.8)
+"""A storage that fails for a moment loses no reply that is paid for."""
 THREADS = 16
 
 
@@ -59,21 +54,6 @@ class LocalGate:
 class _Permit(NamedTuple):
     grant: Grant
     moment: float
-
-
-class _Tries(NamedTuple):
-    """What one call has been through; `billed` sends may have been billed, all but the `doubtful` surely; the ledger says `intended`."""
-
-    request: dict[str, Any]
-    billed: int
-    intended: int
-    doubtful: int
-    for_nothing: int = 0
-    failures: int = 0
-    refusals: int = 0
-    is_longer: bool = False
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class Caller:
@@ -119,11 +99,9 @@ class Caller:
             await asyncio.sleep(LEASE_EVERY_S / 2)
 
     async def _answer(self, call: Call) -> Reply | None:
-        before = await self._in_thread(self._ledger.intent, call.key)
-        tries = _Tries(call.request, before.sends, before.sends, before.sends)
+        tries = Tries.of(call.request, await self._in_thread(self._ledger.intent, call.key))
         while True:
-            is_again = tries.failures + tries.refusals + tries.is_longer > 0
-            ask = _ask_for(tries.request, self._prices)._replace(is_again=is_again)
+            ask = tries.ask(self._prices)
             permit = await self._permit(ask)
             if permit is None:
                 await self._withdraw(call, tries)
@@ -134,83 +112,48 @@ class Caller:
                 self._report(refused)
                 continue
             outcome = await self._endpoint.send(tries.request)
-            report, tries, wait_s = self._judge(outcome, ask, permit.grant, tries)
+            if outcome.kind == "refused":
+                self._episode = max(self._episode, permit.grant.episode)
+            report, tries, wait_s = read_outcome(outcome, ask, permit.grant, tries, prices=self._prices, options=self._options)
             if report.result in {"ok", "gave_up"}:
-                return await self._finish(call, outcome, report, tries)
+                return await self._finish(call, tries.reply(outcome, self._prices), report, tries)
             self._report(report)
             await asyncio.sleep(wait_s)
 
-    async def _prepare(self, call: Call, ask: Ask, permit: _Permit, tries: _Tries) -> Report | None:
+    async def _prepare(self, call: Call, ask: Ask, permit: _Permit, tries: Tries) -> Report | None:
         """Write the intent and wait for the moment; return a report where the request must not leave."""
         try:
-            await self._in_thread(self._ledger.intend, call.key, _intent(tries.request, self._prices, tries.billed + 1))
+            await self._in_thread(self._ledger.intend, call.key, tries.intent(tries.billed + 1, self._prices))
         except StorageError as error:
             return Report("unsent", ask, permit.grant, stop=str(error), is_storage=True)
         await asyncio.sleep(permit.moment - time.monotonic())
         is_paused = permit.grant.episode <= self._episode  # refused since: this moment lies in the pause
         return Report("unsent", ask, permit.grant) if is_paused or self._stopped else None
 
-    async def _withdraw(self, call: Call, tries: _Tries) -> None:
+    async def _withdraw(self, call: Call, tries: Tries) -> None:
         """Take back the intent of a send that never was, or was not billed: it counts against no budget."""
         if tries.intended > tries.billed:
-            await self._in_thread(self._ledger.intend, call.key, _intent(tries.request, self._prices, tries.billed))
+            await self._in_thread(self._ledger.intend, call.key, tries.intent(tries.billed, self._prices))
 
-    def _judge(self, outcome: Outcome, ask: Ask, grant: Grant, tries: _Tries) -> tuple[Report, _Tries, float]:
-        """Return what to report, the call's history with it, and how long to wait before the call asks again."""
-        is_billed = outcome.prompt_tokens + outcome.completion_tokens > 0
-        report = Report(
-            "ok",
-            ask,
-            grant,
-            outcome.prompt_tokens,
-            outcome.completion_tokens,
-            is_estimated=outcome.is_estimated,
-            usd=self._prices.cost(outcome.prompt_tokens, outcome.completion_tokens) if is_billed else 0.0,
-            may_be_billed=outcome.may_be_billed,
-            is_doubtful=tries.doubtful > 0,
-            wait_s=outcome.told.wait_s,
-            requests_per_minute=outcome.told.requests_per_minute,
-            tokens_per_minute=outcome.told.tokens_per_minute,
-            error=outcome.error,
-            is_unreachable=outcome.is_unreachable,
-            is_of_row=outcome.is_of_row,
-        )
-        tries = tries._replace(
-            billed=tries.billed + (is_billed or outcome.may_be_billed),
-            doubtful=tries.doubtful + outcome.may_be_billed,
-            prompt_tokens=tries.prompt_tokens + outcome.prompt_tokens,
-            completion_tokens=tries.completion_tokens + outcome.completion_tokens,
-        )
-        if outcome.kind == "cut" and self._options.repeats_cut and not tries.is_longer:
-            return report._replace(result="failed", retry=True), tries._replace(request=_longer(tries.request), is_longer=True), 0.0
-        if outcome.kind == "refused":
-            self._episode = max(self._episode, grant.episode)
-            tries = tries._replace(refusals=tries.refusals + 1)
-            return report._replace(result="refused" if tries.refusals <= MOST_REFUSALS else "gave_up"), tries, 0.0
-        if outcome.kind == "failed":
-            tries = tries._replace(failures=tries.failures + 1, for_nothing=tries.for_nothing + is_billed)
-            if tries.failures <= self._options.max_retries and tries.for_nothing <= MOST_PAID_FOR_NOTHING:
-                return report._replace(result="failed", retry=True), tries, _backoff(tries.failures, outcome.told.wait_s)
-        if outcome.kind in {"failed", "row", "fatal"}:
-            return report._replace(result="gave_up", stop=outcome.error if outcome.kind == "fatal" else ""), tries, 0.0
-        return report, tries, 0.0
-
-    async def _finish(self, call: Call, outcome: Outcome, report: Report, tries: _Tries) -> Reply:
-        tokens = (tries.prompt_tokens, tries.completion_tokens)
-        usd = self._prices.cost(*tokens) if sum(tokens) else 0.0
-        reply = Reply(outcome.body, outcome.seconds, outcome.error, *tokens, outcome.is_estimated, outcome.model, usd, tries.doubtful)
+    async def _finish(self, call: Call, reply: Reply, report: Report, tries: Tries) -> Reply:
         try:
             if reply.error:
                 await self._withdraw(call, tries)
             else:
-                earlier = await self._in_thread(self._ledger.reply, call.key)
-                if earlier is None:
-                    await self._in_thread(self._ledger.keep, call.key, reply)
-                report, reply = report._replace(paid_twice=earlier is not None), earlier or reply
+                kept = await self._keep(call.key, reply)
+                report, reply = report._replace(paid_twice=kept is not reply), kept
         except StorageError as error:
             report = report._replace(stop=str(error), is_storage=True)
         self._report(report)
         return reply
+
+    async def _keep(self, key: str, reply: Reply) -> Reply:
+        for pause_s in KEEP_AGAIN_S:
+            try:
+                return await self._in_thread(self._ledger.settle, key, reply)
+            except StorageError:
+                await asyncio.sleep(pause_s)
+        return await self._in_thread(self._ledger.settle, key, reply)
 
     def _permit(self, ask: Ask) -> "asyncio.Future[_Permit | None]":
         """Return a future permit; what is sent again goes first."""
@@ -274,26 +217,3 @@ class Caller:
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
-
-def _ask_for(request: dict[str, Any], prices: Prices) -> Ask:
-    return Ask(count_tokens(request), most_completion_tokens(request), _worst_usd(request, prices) or 0.0)
-
-
-def _intent(request: dict[str, Any], prices: Prices, sends: int) -> Intent:
-    return Intent(sends, most_prompt_tokens(request), most_completion_tokens(request), _worst_usd(request, prices))
-
-
-def _worst_usd(request: dict[str, Any], prices: Prices) -> float | None:
-    return prices.cost(most_prompt_tokens(request), most_completion_tokens(request))
-
-
-def _longer(request: dict[str, Any]) -> dict[str, Any]:
-    named = {name: CUT_FACTOR * request[name] for name in ("max_tokens", "max_completion_tokens") if request.get(name)}
-    return {**request, **named}
-
-
-def _backoff(failures: int, told_s: float | None) -> float:
-    if told_s is not None:
-        return min(told_s, LONGEST_BACKOFF_S)
-    return min(FIRST_BACKOFF_S * 2.0 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.5, 1.0)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from openai import APIStatusError
 
 CHARS_PER_TOKEN = 4
+LONGEST_ERROR = 300
+"""Characters; some endpoints send a page."""
 MESSAGE_TOKENS = 4
 """What a message costs beside its text, about."""
 Kind = Literal["ok", "cut", "refused", "failed", "row", "fatal"]
@@ -98,11 +100,12 @@ class Endpoint:
         except OpenAIError as error:
             found = Outcome("failed", error=str(error))
         self._is_proven = self._is_proven or found.kind in {"ok", "cut"}
-        secret = self._options.api_key.get_secret_value()
-        error_text = " ".join(well_formed(found.error).replace(secret, "***").split())[
-            :300
-        ]  # the key goes first: cut, it would stay in part
-        return found._replace(seconds=time.monotonic() - began, error=error_text)
+        return found._replace(seconds=time.monotonic() - began, error=self._sayable(found.error))
+
+    def _sayable(self, error: str) -> str:
+        """Return an error as one line without the key, which goes before the cut: after it, a part could stay."""
+        masked = well_formed(error).replace(self._options.api_key.get_secret_value(), "***")
+        return " ".join(masked.split())[:LONGEST_ERROR]
 
     def _refused(self, error: "APIStatusError") -> Outcome:
         body = error.body if isinstance(error.body, dict) else {}

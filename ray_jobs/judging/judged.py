@@ -66,7 +66,7 @@ def account(
     judges = [_judge(found, makers) | {"card": _card(found, verdicts, similarities, names, seed)} for found in judged]
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
-    headline += [line for found in judged if (line := _coverage_line(found))]
+    headline += [line for found in judged for line in (_coverage_line(found), _names_line(found)) if line]
     if unscored:
         share = f"fewer than {min_known_share:.0%} of their words or their sample answer's have a vector"
         headline.append(
@@ -135,6 +135,14 @@ def _coverage_line(found: Judged) -> str:
         f"judge: {found.judge} was asked {share['asked']} of {share['games']} games ({share['share']:.0%}), and its figures are of these "
         f"alone, a random part of the questions: {found.stopped}"
     )
+
+
+def _names_line(found: Judged) -> str:
+    names = found.facts.get("answered_as", {})
+    if len(names) < 2:
+        return ""
+    listed = ", ".join(f"{name} ({number})" for name, number in sorted(names.items()))
+    return f"judge: {found.judge} answered as several models, {listed}: its name was moved in between; name one of them in the config"
 
 
 def _word_line(found: Judged, card: Row) -> str:

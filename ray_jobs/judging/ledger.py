@@ -95,6 +95,22 @@ class Ledger:
         """
         self.folder.write_json(f"{key}.json", {"schema": SCHEMA, **reply._asdict()})
 
+    def settle(self, key: str, reply: Reply) -> Reply:
+        """Keep the reply to a call and return it; where another process has kept one since, that one stays, at the cost of both.
+
+        Raises:
+            StorageError: as `keep`.
+        """
+        earlier = self.reply(key)
+        if earlier is None or earlier == reply:  # equal: written just now, by a try that seemed to fail
+            self.keep(key, reply)
+            return reply
+        both = _both(earlier, reply)
+        before = self.intent(key)
+        self.keep(key, both)
+        self.intend(key, before._replace(sends=max(before.sends, both.doubtful + 2)))
+        return both
+
     def spent(self, prices: Prices = UNKNOWN) -> Spent:
         """Return what all calls in the folder cost, whoever asked them.
 
@@ -108,6 +124,14 @@ class Ledger:
         for key in {**replies, **intents}:
             total = _add(total, replies.get(key), intents.get(key) or Intent(), prices)
         return total
+
+
+def _both(earlier: Reply, later: Reply) -> Reply:
+    return earlier._replace(
+        prompt_tokens=earlier.prompt_tokens + later.prompt_tokens,
+        completion_tokens=earlier.completion_tokens + later.completion_tokens,
+        usd=None if earlier.usd is None or later.usd is None else earlier.usd + later.usd,
+    )
 
 
 def _add(total: Spent, reply: Reply | None, intent: Intent, prices: Prices) -> Spent:

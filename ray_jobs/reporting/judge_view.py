@@ -93,8 +93,9 @@ def _told(told: Finding) -> Iterator[tuple[str, Any]]:
         yield "Stopped", told["stopped"]
     if told.get("flagged"):
         yield "Flagged verdicts", number(told["flagged"])
-    if len(told.get("answered_as") or []) > 1:
-        yield "Answered under several names", told["answered_as"]
+    if len(names := told.get("answered_as") or {}) > 1:
+        listed = ", ".join(f"{model} ({number(count)} replies)" for model, count in sorted(names.items()))
+        yield "Answered as several models", f"{listed}: its name was moved in between"
 
 
 def jury_sentences(judging: list[Finding]) -> list[str]:

@@ -13,8 +13,9 @@ import pytest
 from judge_server import Fault, JudgeServer, completion, error, opinion
 
 from ray_jobs import judge, report
+from ray_jobs.__main__ import main
 from ray_jobs.core.config_file import validate
-from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, EndpointError, ModelError, StageMissing
+from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, ModelError, StageMissing
 from ray_jobs.core.records import Answer, Question, Similarity, Verdict, content_id
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.judging.ledger import Ledger
@@ -159,13 +160,7 @@ def test_a_driver_interrupted_then_killed_at_25_50_and_75_percent_pays_again_onl
     with JudgeServer(latency_s=0.1).running() as server:
         config = make_run(num_copies=25, **openai(server, max_concurrency=in_flight))
         num_calls = 25 * len(COURSE) * 2
-        file = tmp_path / "config.toml"
-        file.write_text(
-            f'[run]\nname = "r"\nstorage = "{tmp_path}"\n[answer]\nmodels = ["base", "teacher"]\n[workers]\ncpus = 1\n'
-            f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\ncanaries = 0\n'
-            f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = {in_flight}\n'
-        )
-        command = [sys.executable, "-m", "ray_jobs", "judge", str(file)]
+        command = [sys.executable, "-m", "ray_jobs", "judge", _file(tmp_path, server, max_concurrency=in_flight)]
         with subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True) as driver:
             _wait_until(lambda: len(server.requests) >= num_calls // 8, timeout_s=120)
             driver.send_signal(signal.SIGTERM)
@@ -214,6 +209,17 @@ def test_a_spent_budget_leaves_a_part_and_a_larger_one_pays_the_rest(ray_cluster
     assert all(row["winner"] for row in read(config, "verdicts.parquet"))
 
 
+def _file(folder, server, *, max_concurrency=4):
+    """Write the config of `make_run(**openai(server))` and return its name."""
+    file = folder / "config.toml"
+    file.write_text(
+        f'[run]\nname = "r"\nstorage = "{folder}"\n[answer]\nmodels = ["base", "teacher"]\n[workers]\ncpus = 1\n'
+        f'[judge]\npairs = [["base", "teacher"]]\njudges = ["openai"]\ncanaries = 0\n'
+        f'[judge.openai]\nmodel = "stub-1"\nbase_url = "{server.url}"\nmax_concurrency = {max_concurrency}\n'
+    )
+    return str(file)
+
+
 def _wait_until(condition, *, timeout_s):
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -228,12 +234,19 @@ def _wait_until_quiet(server):
         time.sleep(2)
 
 
-def test_a_wrong_key_stops_after_one_call_and_leaves_no_manifest(ray_cluster, make_run):
-    with JudgeServer(lambda number, _: Fault(401, error("Incorrect API key", "invalid_api_key"))).running() as server:
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [(401, "invalid_api_key", "Incorrect API key"), (404, "model_not_found", "The model stub-1 does not exist")],
+)
+def test_a_wrong_key_or_model_is_one_call_one_line_and_no_manifest(ray_cluster, make_run, tmp_path, capsys, status, code, message):
+    with JudgeServer(lambda number, _: Fault(status, error(message, code))).running() as server:
         config = make_run(**openai(server))
-        with pytest.raises(EndpointError, match=r"judge openai:stub-1: http.* cannot be asked: .*Incorrect API key"):
-            judge.run(config, force=False)
+        assert main(["judge", _file(tmp_path, server)]) == 2
     assert len(server.requests) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.endswith(f"Error code: {status} - {message}; replies so far are kept: run the same command again\n")
+    assert said.splitlines()[-1].startswith(f"raystill: judge openai:stub-1: {server.url} cannot be asked: ")
     assert not RunFolder(config).folder("judge").exists("manifest.json")
 
 

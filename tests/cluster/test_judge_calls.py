@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from judge_asks import PRICES, SECRET, calls_to, faultless, winners
-from judge_server import JudgeServer, Window
+from judge_server import Fault, JudgeServer, Window, completion, verdict
 from pydantic import SecretStr
 
 from ray_jobs.core.errors import ConfigError
@@ -96,11 +96,17 @@ def test_a_caller_and_the_limiter_that_die_are_replaced(ray_cluster, tmp_path):
         assert len(server.requests) <= NUM + 2 * IN_FLIGHT
 
 
+def moved_name(number, request):
+    """The longer half of the texts is answered by another model of the same name."""
+    is_longer = "x" * (NUM // 2) in request["messages"][0]["content"]
+    return Fault(body=completion(verdict(request), model="stub-1-new")) if is_longer else None
+
+
 def test_callers_keep_to_one_limit_and_one_budget(ray_cluster, tmp_path):
-    with JudgeServer(latency_s=0.1, window=Window(20)).running() as server:
+    with JudgeServer(moved_name, latency_s=0.1, window=Window(20)).running() as server:
         asked = judge(server.url, str(tmp_path / "a"), limits=Limits())
         assert asked.counters.ok == NUM and server.num_refused == asked.counters.rate_limited <= NUM // 20 + 2
-        assert asked.models == {"stub-1": NUM}
+        assert asked.models == {"stub-1": NUM // 2, "stub-1-new": NUM // 2}
         before = len(server.requests)
         asked = judge(server.url, str(tmp_path / "b"), limits=Limits(), budget=Budget(calls=7))
         assert asked.counters.ok == 7 == len(asked.replies) and "budget of 7 calls is spent" in asked.stopped

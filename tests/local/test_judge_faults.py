@@ -12,10 +12,11 @@ from judge_server import Fault, JudgeServer, Window, completion, error, opinion
 from pydantic import SecretStr
 
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging import caller
+from ray_jobs.judging import tries
 from ray_jobs.judging.calls import Counters, EndpointOptions, Limits
 from ray_jobs.judging.here import ask_here
 from ray_jobs.judging.ledger import Ledger, Spent
+from ray_jobs.judging.parse import read_completion, read_opinion
 
 
 @pytest.fixture
@@ -223,4 +224,26 @@ def test_a_call_that_is_refused_again_and_again_is_given_up(ledger):
     with JudgeServer(too_large).running() as server:
         replies, asked = ask(server.url, ledger)
     assert [bool(reply.error) for reply in replies] == [i == 2 for i in range(NUM)]
-    assert len(server.requests) == NUM + caller.MOST_REFUSALS and asked.counters.unscored == 1
+    assert len(server.requests) == NUM + tries.MOST_REFUSALS and asked.counters.unscored == 1
+
+
+def test_a_reply_that_is_hard_to_read_is_kept_as_it_came_and_repaired_by_no_further_call(ledger):
+    texts = {
+        2: f"```json\n{opinion('A')}\n```",
+        3: f"They wrote {opinion('B')}, but I say {opinion('A')}",
+        4: f"{opinion('tie')}\nI hope this helps {{",
+        5: '{"reasoning": "x", "winner": "A" "B"}',
+    }
+
+    def says(_, request):
+        text = texts.get(request["messages"][0]["content"].count("x") - 4)
+        return Fault(body=completion(text)) if text else None
+
+    with JudgeServer(says).running() as server:
+        for _ in range(2):
+            replies, asked = ask(server.url, ledger)
+    opinions = [read_opinion(read_completion(reply.body).text, swapped=False) for reply in replies]
+    assert [found.winner for found in opinions[:6]] == ["b", "b", "a", "a", "tie", None]
+    assert "no verdict in the reply" in opinions[5].unscored
+    assert [read_completion(replies[number].body).text for number in texts] == list(texts.values())
+    assert len(server.requests) == NUM and asked.counters.sent == 0

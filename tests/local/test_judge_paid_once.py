@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from judge_asks import NUM, OK, SECRET, USD, ask, calls_to, faultless, spent_on, winners, worst
-from judge_server import JudgeServer
+from judge_server import JudgeServer, completion, opinion
 
+from ray_jobs.core.errors import StorageError
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.calls import Budget, Counters, Limits
+from ray_jobs.judging.calls import Budget, Counters, Limits, Reply
 from ray_jobs.judging.ledger import Intent, Ledger
 from ray_jobs.judging.limiter import Limiter
 
@@ -106,3 +107,43 @@ def test_what_is_answered_is_not_asked_again_and_no_calls_is_no_work(ledger):
         assert ask(server.url, ledger, calls=[])[1].counters == Counters(usd=0.0)
     assert len(server.requests) == NUM and set(server.keys) == {f"Bearer {SECRET}"}
     assert ledger.spent() == spent_on(NUM)
+
+
+class FailingLedger(Ledger):
+    """One whose storage cannot be reached when the first replies are to be kept."""
+
+    def __init__(self, folder, num_failures):
+        super().__init__(folder)
+        self.num_failures = num_failures
+
+    def keep(self, key, reply):
+        if self.num_failures:
+            self.num_failures -= 1
+            raise StorageError("cannot be reached")
+        super().keep(key, reply)
+
+
+def test_a_storage_that_fails_for_a_moment_loses_no_reply(ledger):
+    with JudgeServer().running() as server:
+        replies, asked = ask(server.url, FailingLedger(ledger.folder, 2))
+        assert winners(replies) == faultless() and asked.counters == OK and not asked.stopped
+        more = calls_to(server.url, NUM + 1)[NUM:]
+        _, asked = ask(server.url, FailingLedger(ledger.folder, 3), calls=more)
+    assert asked.why == "storage" and "cannot be reached" in asked.stopped
+    assert len(server.requests) == NUM + 1 and ledger.spent().unanswered == 1
+
+
+def test_a_call_that_another_process_has_answered_meanwhile_is_counted_and_its_first_reply_stays(ledger):
+    theirs = Reply(completion(opinion("tie")), 0.1, "", 100, 50, False, "stub-1", USD)
+
+    def another(number, request):
+        if number == 1:
+            ledger.intend(calls[0].key, Intent(1))
+            ledger.keep(calls[0].key, theirs)
+
+    server = JudgeServer(another)
+    calls = calls_to(server.url)
+    with server.running():
+        replies, asked = ask(server.url, ledger)
+    assert winners(replies) == ["tie", *faultless()[1:]] and asked.counters == OK._replace(paid_twice=1)
+    assert ledger.spent() == spent_on(NUM + 1)

@@ -12,6 +12,7 @@ ANSWERS = {
     for model in ("base", "teacher")
 }
 MAKERS = ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", "openai/gpt-4.1", "HuggingFaceTB/SmolLM2-1.7B"]
+MOVED = {"m1:x": {"x-0806": 5, "x-0513": 3}, "m2:x": {"x-0513": 8}}
 GAMES = make_games(QUESTIONS, ANSWERS, [("base", "teacher")])
 
 
@@ -50,6 +51,12 @@ def test_a_jury_stands_beside_the_others_and_its_agreement_is_that_of_its_member
     sides = {(item["first"], item["second"]) for item in pair["agreements"]}
     assert ("coverage", "jury") in sides and ("m1:x", "m2:y") in sides and ("m1:x", "jury") not in sides
     assert found["jury"] == ["m1:x", "m2:y"]
+
+
+def test_a_name_that_was_moved_to_another_model_in_mid_run_is_told():
+    judged = [Judged(name, rows_of(name, "abab"), {"model": "x", "answered_as": names}, is_model=True) for name, names in MOVED.items()]
+    [line] = [line for line in told(judged)["headline"] if "answered as" in line]
+    assert line.startswith("judge: m1:x answered as several models, x-0513 (3), x-0806 (5): ")
 
 
 def test_a_stop_is_told_with_its_share_and_with_what_goes_on():

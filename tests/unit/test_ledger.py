@@ -60,6 +60,16 @@ def test_a_reply_that_says_nothing_of_earlier_sends_is_still_one(folder):
     assert Ledger(folder).reply("k") == REPLY and Ledger(folder).spent().ignored_files == 0
 
 
+def test_two_replies_to_one_call_are_one_reply_at_the_cost_of_both(folder):
+    ledger = Ledger(folder)
+    ledger.intend("k", Intent(1, 80, 20, 0.5))
+    assert ledger.settle("k", REPLY) == REPLY
+    assert ledger.settle("k", REPLY) == REPLY, "the same one again is a write repeated"
+    assert ledger.settle("k", REPLY._replace(body="later")).body == REPLY.body
+    assert ledger.spent() == Spent(calls=2, prompt_tokens=200, completion_tokens=100, usd=0.5)
+    assert ledger.settle("k", REPLY._replace(usd=None)).usd is None
+
+
 OLDER = ['{"body": "b", "seconds": 1.0}', '{"schema": 1}', '{"schema": 2}']
 
 

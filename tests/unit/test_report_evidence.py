@@ -119,12 +119,12 @@ def test_cards_come_from_the_judge_stage_and_leave_out_what_it_did_not_measure(r
 def test_a_card_tells_what_the_judge_stage_knows_beside_the_verdicts(run, told):
     judge = next(judge for judge in told["judges"] if judge["judge"] == "openai:stub")
     entry = {"name": "openai:stub", "model": "qwen-max", "family_of": "Qwen/Qwen2.5-0.5B", "stopped": "the budget is spent", "flagged": 3}
-    other = {"file": "labels.csv", "annotators": 2, "answered_as": ["a", "b"]}
+    other = {"file": "labels.csv", "annotators": 2, "answered_as": {"b": 3, "a": 1200}}
     stage = {**run.manifests["judge"], "judges": [entry | other]}
     facts = dict(judge_view(judge, replace(run, manifests={**run.manifests, "judge": stage}))["facts"])
     assert facts["Of the same family as"].startswith("Qwen/Qwen2.5-0.5B") and facts["Stopped"] == "the budget is spent"
     assert (facts["Imported from"], facts["Annotators"], facts["Flagged verdicts"]) == ("labels.csv", "2", "3")
-    assert facts["Answered under several names"] == ["a", "b"]
+    assert facts["Answered as several models"].startswith("a (1,200 replies), b (3 replies): ")
 
 
 def test_canaries_are_on_the_card_where_there_were_any(run, told):

@@ -189,3 +189,8 @@ def test_a_file_that_cannot_be_written_is_one_line_and_leaves_the_old_one(tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert storage.read_bytes("a") == b"old"
     assert storage.names() == ["a"]
+
+
+def test_what_cannot_be_reached_at_all_is_said_as_what_cannot_be_written(tmp_path):
+    with pytest.raises(StorageError, match="cannot be written"):
+        Storage(str(tmp_path)).write_bytes("x" * 300, b"")
