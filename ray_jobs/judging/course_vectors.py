@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ray_jobs.core.errors import DataError
+from ray_jobs.core.storage import Storage
 from ray_jobs.judging.pooling import words
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ SETTINGS = {"vector_size": 50, "window": 5, "min_count": 2, "sg": 1, "negative":
 """Skip-gram, which does better than CBOW on little text (Mikolov et al. 2013, arXiv:1301.3781)."""
 MIN_WORDS = 1000
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+def course_texts(prepared: Storage) -> list[str]:
+    """Return what `prepare` wrote: its chunks, and the questions and answers of its pairs."""
+    chunks = prepared.read_parquet("chunks.parquet") if prepared.exists("chunks.parquet") else []
+    pairs = prepared.read_jsonl("pairs.jsonl") if prepared.exists("pairs.jsonl") else []
+    return [row["text"] for row in chunks] + [row[key] for row in pairs for key in ("question", "answer")]
 
 
 def sentences(texts: Iterable[str]) -> list[list[str]]:

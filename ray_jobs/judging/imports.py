@@ -5,15 +5,18 @@ where there are any annotator, explanation, answer_a, answer_b (ids: a label of 
 Scores: question_id (or sample_id, id), model, value (or score): a number, true, false, or inspect_ai's C, P, I, N.
 """
 
+import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ray_jobs.core.errors import DataError
+from ray_jobs.core.errors import ConfigError, DataError
 from ray_jobs.core.records import Verdict, Winner, content_id
 from ray_jobs.judging.agreement import jury_agreement, majority
+from ray_jobs.judging.jury import JURY
 from ray_jobs.judging.pairs import Game
+from ray_jobs.judging.results import METRICS
 from ray_jobs.judging.table_lines import Line, read_lines
 
 Row = dict[str, Any]
@@ -35,10 +38,21 @@ class Label(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """Verdict rows of an imported judge, and facts for the manifest."""
+    """Verdict rows of an imported judge, facts for the manifest, and the hash of the file."""
 
     rows: list[Row]
     facts: Row
+    sha256: str
+
+
+def check_name(judge: str) -> None:
+    """Refuse a name that the rows have for another.
+
+    Raises:
+        ConfigError: the jury or a metric bears it.
+    """
+    if judge in {JURY, *METRICS}:
+        raise ConfigError(f"[judge] imports has a judge {judge!r}, as the jury or a metric is called: give it another name")
 
 
 def read_import(content: bytes, *, name: str, judge: str, games: Sequence[Game]) -> Imported:
@@ -61,7 +75,8 @@ def read_import(content: bytes, *, name: str, judge: str, games: Sequence[Game])
     met = {_key(game): game for game in games if not game.swapped}
     is_scores = "winner" not in columns
     rows, facts = _from_scores(lines, judge, met) if is_scores else _from_labels(lines, judge, met)
-    return Imported(rows, {"file": name, "kind": "scores" if is_scores else "labels", "lines": len(lines), **facts})
+    facts = {"file": name, "kind": "scores" if is_scores else "labels", "lines": len(lines), **facts}
+    return Imported(rows, facts, hashlib.sha256(content).hexdigest())
 
 
 def _key(game: Game) -> Key:

@@ -7,6 +7,7 @@ from ray_jobs.judging.canaries import followed
 from ray_jobs.judging.families import kin_of
 from ray_jobs.judging.imports import HUMAN
 from ray_jobs.judging.judge_verdict import WEAK_HUMAN_KAPPA
+from ray_jobs.judging.jury import JURY, jury_rows
 from ray_jobs.judging.openai_judge import NOT_ASKED
 from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
 
@@ -39,6 +40,13 @@ def members_of(judged: Sequence[Judged]) -> list[str]:
     """Return the judges that make the jury: the language models, where there are two or more."""
     models = [found.judge for found in judged if found.is_model]
     return models if len(models) > 1 else []
+
+
+def with_jury(judged: list[Judged]) -> list[Judged]:
+    """Return the judges, and after them the jury that the language models among them make."""
+    members = members_of(judged)
+    rows = jury_rows([row for found in judged for row in found.rows], members)
+    return [*judged, *([Judged(JURY, rows, {"members": members, "rubric_sha": rows[0]["rubric_sha"]})] if rows else [])]
 
 
 def account(

@@ -104,7 +104,9 @@ class ModelJudge(NamedTuple):
     @property
     def facts(self) -> Row:
         """What the manifest says about the judge."""
-        return {"model": self.model, "place": self.place, "rubric_sha": self.rubric_sha, "repeats": self.repeats}
+        base_url = None if self.is_local else self.place or None
+        told = {"model": self.model, "place": self.place, "base_url": base_url}
+        return {**told, "rubric_sha": self.rubric_sha, "repeats": self.repeats}
 
     def verdicts(self, rulings: Mapping[Game, Ruling]) -> list[Row]:
         """Return the Verdict row of each game."""

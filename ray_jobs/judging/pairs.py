@@ -7,7 +7,7 @@ In every row `a` is the first model of the pair and `winner` names a model's sid
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ray_jobs.core.errors import DataError
+from ray_jobs.core.errors import ConfigError, DataError
 from ray_jobs.core.records import Verdict, Winner, content_id
 from ray_jobs.judging.agreement import majority
 
@@ -68,6 +68,25 @@ class PairResult(NamedTuple):
     consistent: bool
     unscored: str
     explanation: str
+
+
+def check_pairs(pairs: Sequence[tuple[str, str]], *, answering: Sequence[str]) -> None:
+    """Refuse pairs that cannot meet.
+
+    Args:
+        pairs: (first model, second model).
+        answering: the models that answer.
+
+    Raises:
+        ConfigError: there is no pair, one names a model that does not answer, or a model would meet itself.
+    """
+    if not pairs:
+        raise ConfigError('[judge] pairs is empty: name at least one, like [["base", "teacher"]]')
+    for model in sorted({model for pair in pairs for model in pair} - set(answering)):
+        raise ConfigError(f"[judge] pairs name {model!r}, but [answer] models are {list(answering)}: add it there or drop the pair")
+    for a, b in pairs:
+        if a == b:
+            raise ConfigError(f"[judge] pairs let {a!r} meet itself: name two models")
 
 
 def make_games(questions: list[Row], answers: dict[str, list[Row]], pairs: Sequence[tuple[str, str]]) -> list[Game]:

@@ -1,5 +1,6 @@
 """What a token costs: from the config, else the dated list of a provider's own endpoint, else unknown."""
 
+from ray_jobs.core.errors import ConfigError
 from ray_jobs.judging.calls import Prices
 
 AS_OF = "2026-06"
@@ -36,3 +37,19 @@ def _without_date(model: str) -> str:
 def are_known(prices: Prices) -> bool:
     """Return whether a call can be priced."""
     return prices.cost(1, 1) is not None
+
+
+def check_priced(prices: Prices, *, judge: str, budget_usd: float | None) -> None:
+    """Refuse a budget in dollars that cannot be kept.
+
+    Args:
+        judge: what is asked and where, for the message.
+
+    Raises:
+        ConfigError: there is a budget and a price is unknown.
+    """
+    if budget_usd is not None and not are_known(prices):
+        raise ConfigError(
+            f"budget_usd = {budget_usd:g} cannot be kept: the price of judge {judge} is unknown; set its usd_per_million_prompt_tokens "
+            "and usd_per_million_completion_tokens, or use max_calls"
+        )

@@ -27,6 +27,11 @@ def scale_of(right: NDArray[np.float64], wrong: NDArray[np.float64]) -> Scale:
     return Scale(float(right.mean()) if right.size else None, float(wrong.mean()) if wrong.size else None, spread)
 
 
+def with_tie_band(scale: Scale, share: float) -> dict[str, float | None]:
+    """Return a scale for the manifest, with the largest difference that counts as a tie: a share of the spread."""
+    return {**scale._asdict(), "tie_band": share * scale.spread}
+
+
 def wrong_pairs(right_N: NDArray[np.int64], languages: Sequence[str]) -> NDArray[np.int64]:
     """Return pairs (2, number) of an answer and a sample answer of another question in the same language, in random order.
 

@@ -342,7 +342,7 @@ def test_bad_settings_write_nothing(make_run, section, error_type, message):
 def test_other_vectors_of_the_same_name_are_refused(make_run):
     config = make_run()
     before = {"vectors_sha256": "of another file", "imports": {}}
-    RunFolder(config).stage("judge", sections=judge._deciding_fields(config), after=judge.AFTER, force=False, facts=before)
+    RunFolder(config).stage("judge", sections=judge.deciding(config.judge), after=judge.AFTER, force=False, facts=before)
     with pytest.raises(ConfigChanged, match=r"vectors_sha256: 'of another file' ->"):
         judge.run(config, force=False)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from ray_jobs.core.models import resolve_model
+from ray_jobs.judging.by_coverage import GAMES_PER_BATCH, NAME, judge_by_coverage
 from ray_jobs.judging.coverage import Coverage, CoverageJudge, compare, cover, rubric_sha, statements
 from ray_jobs.judging.encoder import SentenceEncoder
-from ray_jobs.judging.pairs import Game
+from ray_jobs.judging.pairs import Game, Ruling, verdict_row
 
 REFERENCE = "The base register holds the start address. The limit register holds the length. Each access is checked by hardware."
 VOCABULARY = sorted(set(REFERENCE.lower().replace(".", "").split()) | {"cats", "sleep", "all", "day"})
@@ -166,3 +167,16 @@ def test_minilm_hears_a_paraphrase(minilm):
     [ruling] = judge.judge([game("Big data is stored on many cheap machines.", paraphrase)])
     assert ruling.winner == "b"
     assert "Only answer 2 covers: “The base register holds the start address.”" in ruling.explanation
+
+
+def test_batches_that_finish_out_of_turn_are_put_in_order():
+    games = [game("Each access is checked.", f"Answer {i}")._replace(question_id=f"q{i}") for i in range(GAMES_PER_BATCH + 2)]
+    seen = []
+
+    def last_first(batches):
+        for batch in reversed(batches):
+            yield {"verdicts": [verdict_row(Game(**row), Ruling("tie"), judge=NAME, rubric_sha="x") for row in batch["games"]]}
+
+    judged = judge_by_coverage(games, model="minilm-l6", work=last_first, on_progress=lambda *told: seen.append(told))
+    assert [row["question_id"] for row in judged.rows] == [each.question_id for each in games]
+    assert seen == [(2, len(games), ""), (len(games), len(games), "")] and judged.facts["rubric_sha"] == "x"

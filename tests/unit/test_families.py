@@ -3,7 +3,7 @@
 import pytest
 
 from ray_jobs.core.config_file import validate
-from ray_jobs.judge import _makers
+from ray_jobs.judge import makers_of
 from ray_jobs.judging.families import are_kin, families, kin_of
 
 HUB_CACHE = "/root/.cache/huggingface/hub/models--Qwen--Qwen2.5-0.5B/snapshots/060db6499f32faf8b98477b0a26969ef7d8b9987"
@@ -74,6 +74,6 @@ def test_whoever_taught_the_student_counts_where_the_student_is_judged():
         "student": {"model": "smollm2-135m-instruct"},
         "distill": {"targets": "text", "text": {"model": "gpt-4o", "base_url": "http://localhost:1/v1"}},
     }
-    assert _makers(validate(tree)) == ["meta-llama/Llama-3.1-8B", "smollm2-135m-instruct", "gpt-4o"]
-    assert _makers(validate({**tree, "judge": {"pairs": [["base", "teacher"]]}})) == ["meta-llama/Llama-3.1-8B"]
-    assert _makers(validate({"run": run})) == [validate({"run": run}).teacher.model]
+    assert makers_of(validate(tree)) == ["meta-llama/Llama-3.1-8B", "smollm2-135m-instruct", "gpt-4o"]
+    assert makers_of(validate({**tree, "judge": {"pairs": [["base", "teacher"]]}})) == ["meta-llama/Llama-3.1-8B"]
+    assert makers_of(validate({"run": run})) == [validate({"run": run}).teacher.model]

@@ -3,7 +3,9 @@
 import pytest
 from report_run import make_questions, write_run
 
+from ray_jobs import judge
 from ray_jobs.__main__ import main
+from ray_jobs.core.config_file import validate
 from ray_jobs.core.run_folder import RunFolder
 
 RUBRIC = "{question} {reference} {first}"
@@ -28,6 +30,14 @@ def refused(tmp_path, monkeypatch, capsys):
 
 def without_manifest(folder: RunFolder):
     folder.folder("judge").delete("manifest.json")
+
+
+def test_a_stage_is_made_for_good_with_what_decides_a_verdict_alone():
+    tree = {"run": {"name": "r", "storage": "s"}, "judge": {"judges": ["coverage", "second"], "jury": {"second": {}, "idle": {}}}}
+    fields = judge.deciding(validate(tree).judge)
+    assert {"judge.pairs", "judge.repeats", "judge.jury.second.model", "judge.jury.second.max_tokens"} <= set(fields)
+    assert not [field for field in fields if field.endswith((".timeout_s", ".api_key_env", "judge.max_calls", "judge.rubric"))]
+    assert not [field for field in fields if field.startswith(("judge.openai", "judge.jury.idle"))]
 
 
 def test_no_key(refused, monkeypatch):
