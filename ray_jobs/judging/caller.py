@@ -16,6 +16,7 @@ from ray_jobs.judging.calls import Call, EndpointOptions, Prices, Reply
 from ray_jobs.judging.endpoint import Endpoint
 from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.limiter import Ask, Grant, Lease, Limiter, Report
+from ray_jobs.judging.pace import LATE_S
 from ray_jobs.judging.tries import Tries, read_outcome
 
 T = TypeVar("T")
@@ -74,8 +75,7 @@ class Caller:
         self._changed = asyncio.Event()
         self._leasing: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(THREADS)
-        self._episode = -1
-        self._stopped = False
+        self._episode, self._stopped = -1, False
 
     async def ask(self, call: Call) -> Reply | None:
         """Return the reply to a call, or one with the error that it was given up for; None where all asking has stopped."""
@@ -127,8 +127,11 @@ class Caller:
         except StorageError as error:
             return Report("unsent", ask, permit.grant, stop=str(error), is_storage=True)
         await asyncio.sleep(permit.moment - time.monotonic())
-        is_paused = permit.grant.episode <= self._episode  # refused since: this moment lies in the pause
-        return Report("unsent", ask, permit.grant) if is_paused or self._stopped else None
+        if permit.grant.episode <= self._episode or self._stopped:  # refused since: this moment lies in the pause
+            return Report("unsent", ask, permit.grant)
+        if (late_s := time.monotonic() - permit.moment) > LATE_S:
+            self._report(Report("late", grant=permit.grant, late_s=late_s), slot=False)
+        return None
 
     async def _withdraw(self, call: Call, tries: Tries) -> None:
         """Take back the intent of a send that never was, or was not billed: it counts against no budget."""

@@ -49,6 +49,7 @@ class Grant(NamedTuple):
     tokens: float
     usd: float
     episode: int
+    taken: float
 
 
 class Lease(NamedTuple):
@@ -61,19 +62,21 @@ class Lease(NamedTuple):
 
 Stop = Literal["pause", "endpoint", "storage"]
 """pause: the same command goes on later; endpoint: no call can succeed; storage: nothing can be kept."""
-Result = Literal["ok", "refused", "failed", "gave_up", "unsent"]
+Result = Literal["ok", "refused", "failed", "gave_up", "unsent", "late"]
 
 
 class Report(NamedTuple):
     """What became of a grant.
 
     Args:
-        result: ok; refused for pace; failed and to be sent again; gave_up where it is not; unsent where it never left.
+        result: ok; refused for pace; failed and to be sent again; gave_up where it is not; unsent where it never left;
+            late, with a grant and no ask, where it has just left.
         ask: as it was asked; None for a report without a grant.
         may_be_billed: no reply came, but the endpoint may have made one.
         is_doubtful: an earlier send of this call may have been billed.
         retry: it counts as sent again for another reason than pace.
         wait_s: told by a refusal.
+        late_s: after its moment.
         is_unreachable: there was no connection.
         is_of_row: the text itself is refused, others are not.
         stop: no further call can succeed, as this says.
@@ -92,6 +95,7 @@ class Report(NamedTuple):
     retry: bool = False
     paid_twice: bool = False
     wait_s: float | None = None
+    late_s: float = 0.0
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     error: str = ""
@@ -155,16 +159,15 @@ class Limiter:
         grants: list[Grant] = []
         held = self._held[caller]
         for ask in asks if self._is_proven else asks[:1]:
-            moment = self._pace.next_moment(now)
-            if moment > now + HORIZON_S or not self._may_start(caller, ask):
+            if self._pace.next_moment(now) > now + HORIZON_S or not self._may_start(caller, ask):
                 break
             if not self._affords(ask):
                 return self._wait_for_money(grants)
             self._prover = caller
             held.usd, held.calls = held.usd + ask.usd, held.calls + 1
             tokens = self._estimate(ask)
-            self._pace.take(tokens, now)
-            grants.append(Grant(moment - now, tokens, ask.usd, self._episode))
+            moment, taken = self._pace.take(tokens, now)
+            grants.append(Grant(moment - now, tokens, ask.usd, self._episode, taken))
         wait = max(self._pace.next_moment(now) - now - HORIZON_S / 2, 0.0) if self._is_proven else PROOF_S
         return Lease(tuple(grants), wait)
 
@@ -203,6 +206,10 @@ class Limiter:
         self._pace.learn(report.requests_per_minute, report.tokens_per_minute)
         if report.result == "unsent":
             self._prover = None
+            if report.grant is not None:
+                self._pace.hand_back(report.grant.taken, report.grant.tokens)
+        elif report.result == "late" and report.grant is not None:
+            self._pace.put_off(report.grant.taken, report.late_s)
         elif report.result == "ok":
             self._learn_tokens(report)
             self._is_proven, self._vain_episodes, self._failed_in_a_row, self._refused_since = True, 0, 0, None
@@ -242,9 +249,9 @@ class Limiter:
             backoff = min(2.0**self._vain_episodes, LONGEST_BACKOFF_S) * self._random.uniform(0.5, 1.0)
             self._vain_episodes += 1
             self._pace.slow_down()
-            self._pace.pause(now + (report.wait_s if report.wait_s is not None else backoff))
+            self._pace.pause(now + (report.wait_s if report.wait_s is not None else backoff), now)
         elif report.wait_s is not None:
-            self._pace.pause(now + report.wait_s)
+            self._pace.pause(now + report.wait_s, now)
 
     def _learn_tokens(self, report: Report) -> None:
         if report.ask is None or report.grant is None:

@@ -1,11 +1,24 @@
 """The pace of calls below a limit that is known, told in mid-run, or only felt: pure arithmetic, the time is an argument.
 
 A window of calls in flight does not hold a rate, as the replies' latency varies; so every send has its moment, one after the
-other, never two at once: no start, pause or restart makes a burst, and a limit that is enforced within seconds is kept too.
+other, never two at once: no start, pause or restart makes a burst. Of a limit that is told, moments that nobody took are made up
+for at up to CATCH_UP times the pace, but so that no stretch of SHORTEST_WINDOW_S has more of them than an even pace has, and
+until the first refusal.
 """
+
+import math
+from bisect import insort
+from collections import deque
 
 SHARE = 0.97
 """Of the limit: the rest is for clocks and networks that are not exact. A loop paced at 0.97 loses less to refusals than one at 1."""
+SHORTEST_WINDOW_S = 1.0
+"""Within which a minute's limit is enforced. Source: OpenAI, "Rate limits"; Microsoft, "Azure OpenAI quota": 1 s or 10 s."""
+LATE_S = 0.01
+"""A third of what SHARE leaves of that window: what is sent later after its moment is counted at the time when it left."""
+CATCH_UP = 2.0
+"""Times the even pace: a second that was lost is made up for within a second."""
+MOST_REMEMBERED = 4096
 FIRST_RATE = 10.0
 """Calls a second to an endpoint that tells no limit."""
 SLOW_START = 2.0
@@ -14,7 +27,8 @@ REGROWTH, PROBING = 1.05, 1.005
 """Growth in a second below and above 0.95 of the rate that was refused."""
 JITTER_SHARE = 0.05
 """Up to this share of refusals is the network's doing: no reason to slow down."""
-LEAST_OUTCOMES = 8
+LEAST_OUTCOMES, LEAST_OUTCOMES_TOLD = 8, 20
+"""Before a share of refusals is believed; of a limit that is told, one in so many is within JITTER_SHARE."""
 SECONDS = 60.0
 
 
@@ -32,7 +46,10 @@ class Pace:
         self._requests, self._tokens = self._own
         self._scale, self._refused_scale = 1.0, 1.0
         self._rate, self._refused_rate = FIRST_RATE, 0.0
-        self._next = self._next_by_tokens = self._seen = now
+        self._next_by_tokens = self._seen = self._paused_until = now
+        self._paused_s = 0.0
+        self._taken: deque[float] = deque(maxlen=MOST_REMEMBERED)  # moments given away, on a clock that stands still in pauses
+        self._catches_up = True
         self._most_tokens = 0.0
         self._ok = self._refused = 0
 
@@ -61,23 +78,36 @@ class Pace:
 
     def next_moment(self, now: float) -> float:
         """Return when the next request may leave."""
-        return max(self._next, self._next_by_tokens, now)
+        return max(self._next_by_requests(), self._next_by_tokens, now)
 
-    def take(self, tokens: float, now: float) -> float:
-        """Return when a request of so many tokens may leave, and give that moment away."""
+    def take(self, tokens: float, now: float) -> tuple[float, float]:
+        """Return when a request of so many tokens may leave, and what to hand back should it not; that moment is given away."""
         moment = self.next_moment(now)
         self._most_tokens = max(self._most_tokens, tokens)
-        self._next = moment + 1.0 / self.rate
+        self._taken.append(moment - self._paused_s)
         self._next_by_tokens = moment + self._token_seconds(tokens)
-        return moment
+        return moment, self._taken[-1]
+
+    def hand_back(self, taken: float, tokens: float) -> None:
+        """Take back a moment at which nothing left, with its tokens."""
+        if taken in self._taken:
+            self._taken.remove(taken)
+            self.correct(-tokens)
+
+    def put_off(self, taken: float, late_s: float) -> None:
+        """Count a request at the time when it left, where that was later than its moment: it is the endpoint's count too."""
+        if taken in self._taken:
+            self._taken.remove(taken)
+            insort(self._taken, taken + late_s)
 
     def correct(self, tokens: float) -> None:
         """Add the tokens that a request took beyond its estimate; below 0 it took fewer."""
         self._next_by_tokens += self._token_seconds(tokens)
 
-    def pause(self, until: float) -> None:
-        """Let nothing leave before."""
-        self._next = max(self._next, until)
+    def pause(self, until: float, now: float) -> None:
+        """Let nothing leave before; what was left before counts as that much later, as the one who refuses counts it so."""
+        self._paused_s += max(until - max(self._paused_until, now), 0.0)
+        self._paused_until = max(self._paused_until, until)
 
     def note(self, *, ok: int = 0, refused: int = 0) -> None:
         """Count outcomes: refusals are measured against them."""
@@ -85,10 +115,11 @@ class Pace:
         self._refused += refused
 
     def slow_down(self) -> None:
-        """After a refusal: aim lower by what share was refused, unless that is what jitter does."""
+        """After a refusal: catch up no more, and aim lower by what share was refused, unless that is what jitter does."""
+        self._catches_up = False  # the endpoint counts shorter stretches, or requests arrive at other times than they leave
         total = self._ok + self._refused
         first = self._requests is None and not self._refused_rate
-        if total < LEAST_OUTCOMES and not first:
+        if total < (LEAST_OUTCOMES if self._requests is None else LEAST_OUTCOMES_TOLD) and not first:
             return
         share = self._refused / max(total, 1)
         self._ok = self._refused = 0
@@ -106,9 +137,18 @@ class Pace:
             return  # nobody waits for the pace: it is not known to be too low
         factor = REGROWTH if self._scale < 0.95 * self._refused_scale else PROBING
         self._scale = min(1.0, self._scale * factor**passed)
-        if self._requests is None and self._next > now:
+        if self._requests is None and self._next_by_requests() > now:
             factor = SLOW_START if not self._refused_rate else REGROWTH if self._rate < 0.95 * self._refused_rate else PROBING
             self._rate *= factor**passed
+
+    def _next_by_requests(self) -> float:
+        """Return when requests allow the next: as far from the one `number` before as an even pace has it, and not at once."""
+        if not self._taken:
+            return self._paused_until
+        number = min(math.ceil(self.rate * SHORTEST_WINDOW_S), len(self._taken))
+        fastest = self.rate * (CATCH_UP if self._requests is not None and self._catches_up else 1.0)
+        moment = max(self._taken[-number] + number / self.rate, self._taken[-1] + 1.0 / fastest)
+        return max(moment + self._paused_s, self._paused_until)
 
     def _token_seconds(self, tokens: float) -> float:
         if not self._tokens:
