@@ -34,7 +34,9 @@ def interrupts_of_ray_train() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupt_late(on_interrupt: Callable[[], None], *, patience_s: float) -> Iterator[None]:
-    """Raise the first interrupt only when the block ends; a second one is raised at once, as is any outside the main thread.
+    """Raise the first interrupt (Ctrl-C, SIGTERM, a terminal that closes) only when the block ends, a second one at once.
+
+    Outside the main thread it does nothing.
 
     Args:
         on_interrupt: called when the first one comes, in another thread: it is to bring the block to its end.
@@ -46,7 +48,7 @@ def interrupt_late(on_interrupt: Callable[[], None], *, patience_s: float) -> It
     if not _is_main():
         yield
         return
-    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     held = {number: handler for number, handler in held.items() if handler not in (signal.SIG_IGN, None)}
     came, is_over = threading.Event(), threading.Event()
     numbers: list[int] = []

@@ -74,6 +74,7 @@ class Caller:
         self._num_reports = self._num_told = self._num_open = 0
         self._changed = asyncio.Event()
         self._leasing: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
         self._threads = ThreadPoolExecutor(THREADS)
         self._episode, self._stopped = -1, False
 
@@ -82,6 +83,7 @@ class Caller:
         self._num_open += 1
         if self._leasing is None or self._leasing.done():
             self._leasing = asyncio.get_running_loop().create_task(self._lease_blocks())
+            self._leasing.add_done_callback(self._end)
         try:
             kept = await self._in_thread(self._ledger.reply, call.key)
             return kept if kept is not None or self._stopped else await self._answer(call)
@@ -93,9 +95,11 @@ class Caller:
             self._changed.set()
 
     async def settle(self) -> None:
-        """Wait until the limiter knows all that has happened so far."""
+        """Wait until the limiter knows all that has happened so far; an error of the way to it is raised."""
         target = self._num_reports
         while self._num_told < target:
+            if self._broken is not None:
+                raise self._broken
             await asyncio.sleep(LEASE_EVERY_S / 2)
 
     async def _answer(self, call: Call) -> Reply | None:
@@ -161,7 +165,9 @@ class Caller:
     def _permit(self, ask: Ask) -> "asyncio.Future[_Permit | None]":
         """Return a future permit; what is sent again goes first."""
         future: asyncio.Future[_Permit | None] = asyncio.get_running_loop().create_future()
-        if self._stopped:
+        if self._broken is not None:
+            future.set_exception(self._broken)
+        elif self._stopped:
             future.set_result(None)
         elif ask.is_again:
             self._waiting.appendleft((ask, future))
@@ -177,14 +183,15 @@ class Caller:
         self._changed.set()
 
     async def _lease_blocks(self) -> None:
-        """Trade reports and asks for grants as long as calls are open; an error ends the calls that wait, and is theirs."""
-        try:
-            while self._num_open or self._reports:
-                await self._lease_block()
-        except Exception as error:
-            while self._waiting:
-                self._waiting.popleft()[1].set_exception(error)
-            raise
+        """Trade reports and asks for grants as long as calls are open."""
+        while self._num_open or self._reports:
+            await self._lease_block()
+
+    def _end(self, leasing: asyncio.Task[None]) -> None:
+        """An error of leasing is that of all calls that want another send."""
+        self._broken = None if leasing.cancelled() else leasing.exception()
+        while self._broken is not None and self._waiting:
+            self._waiting.popleft()[1].set_exception(self._broken)
 
     async def _lease_block(self) -> None:
         self._changed.clear()

@@ -23,7 +23,7 @@ def ask_here(
 ) -> Limiter:
     """Ask every call, and return the limiter, which knows the counters and why it stopped, if it did.
 
-    An interrupt is raised when what is in flight has come back and is kept; a second one at once.
+    An interrupt, or an error of `on_reply`, is raised when what is in flight has come back and is kept; a second interrupt at once.
 
     Args:
         limiter: none is one without a budget.
@@ -37,10 +37,18 @@ def ask_here(
 
         async def one(call: Call) -> None:
             reply = await caller.ask(call)
-            if reply is not None:
+            if reply is None:
+                return
+            try:
                 await asyncio.to_thread(on_reply, call, reply)
+            except Exception as error:
+                chosen.stop(f"a reply was not taken: {error}", "pause")
+                raise
 
-        await asyncio.gather(*map(one, calls))
+        ended = await asyncio.gather(*map(one, calls), return_exceptions=True)  # an error of one loses no reply to another
+        errors = [error for error in ended if error is not None]
+        if errors:
+            raise errors[0]
         await caller.settle()
 
     with interrupt_late(lambda: chosen.stop("interrupted", "pause"), patience_s=endpoint.timeout_s + SETTLE_S):

@@ -265,8 +265,8 @@ class _Watch:
 
     def pause(self) -> None:
         """Let callers finish what is in flight, and send nothing more."""
-        say(f"{self._title}: interrupted: waits for the calls in flight, which are paid for; once more ends at once, without them")
         self._limiter.pause.remote()
+        say(f"{self._title}: interrupted: waits for the calls in flight, which are paid for; once more ends at once, without them")
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):

@@ -1,5 +1,6 @@
 """What a call to a judge has cost is kept and counted: budgets, disks that fill, drivers that are killed or interrupted."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -7,13 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from judge_asks import NUM, OK, SECRET, USD, ask, calls_to, faultless, spent_on, winners, worst
+from judge_asks import NUM, OK, PRICES, SECRET, USD, ask, calls_to, faultless, spent_on, winners, worst
 from judge_server import JudgeServer, completion, opinion
+from pydantic import SecretStr
 
 from ray_jobs.core.errors import StorageError
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.calls import Budget, Counters, Limits, Reply
-from ray_jobs.judging.ledger import Intent, Ledger
+from ray_jobs.judging.caller import Caller, LocalGate
+from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Limits, Reply
+from ray_jobs.judging.here import ask_here
+from ray_jobs.judging.ledger import Intent, Ledger, Spent
 from ray_jobs.judging.limiter import Limiter
 
 DRIVER = """
@@ -147,3 +151,37 @@ def test_a_call_that_another_process_has_answered_meanwhile_is_counted_and_its_f
         replies, asked = ask(server.url, ledger)
     assert winners(replies) == ["tie", *faultless()[1:]] and asked.counters == OK._replace(paid_twice=1)
     assert ledger.spent() == spent_on(NUM + 1)
+
+
+def test_an_error_of_who_takes_the_replies_ends_the_calls_and_loses_none(ledger):
+    def take(call, reply):
+        raise ValueError("not taken")
+
+    endpoint = EndpointOptions(SecretStr(SECRET))
+    with JudgeServer(latency_s=0.05).running() as server:
+        options = {"endpoint": endpoint._replace(base_url=server.url), "ledger": ledger, "prices": PRICES}
+        with pytest.raises(ValueError, match="not taken"):
+            ask_here(calls_to(server.url), limits=Limits(requests_per_minute=1200, max_concurrency=3), on_reply=take, **options)
+    assert len(server.requests) < NUM and ledger.spent() == spent_on(len(server.requests))
+
+
+def test_a_way_to_the_limiter_that_breaks_ends_the_calls_and_keeps_what_is_in_flight(ledger):
+    class BreakingGate(LocalGate):
+        async def lease(self, caller, asks, reports):
+            if reports:
+                raise RuntimeError("the way broke")
+            return await super().lease(caller, asks, reports)
+
+    async def run(url):
+        limiter = Limiter(Limits(requests_per_minute=12000), None, Spent(), now=time.monotonic())
+        endpoint = EndpointOptions(SecretStr(SECRET), url)
+        caller = Caller(name="x", options=endpoint, ledger=ledger, gate=BreakingGate(limiter), prices=PRICES, window=4)
+        ended = await asyncio.gather(*map(caller.ask, calls_to(url)), return_exceptions=True)
+        with pytest.raises(RuntimeError, match="the way broke"):
+            await caller.settle()
+        return ended
+
+    with JudgeServer().running() as server:
+        ended = asyncio.run(run(server.url))
+    assert [type(found) for found in ended].count(RuntimeError) == NUM - 1
+    assert len(server.requests) == 1 and ledger.spent() == spent_on(1)

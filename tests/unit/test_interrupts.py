@@ -67,7 +67,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_is_raised_when_its_block_has_ended(number):
     assert ended(LATE.format(then="time.sleep(0.1)", patience_s=60), number) == (0, "ended interrupted, restored")
 
