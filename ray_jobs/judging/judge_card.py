@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ray_jobs.core.records import Winner
 from ray_jobs.judging.agreement import Agreement, agreement
-from ray_jobs.judging.pairs import PairResult, pair_results
+from ray_jobs.judging.pairs import NOT_ASKED, PairResult, pair_results
 from ray_jobs.judging.rates import Rate, clustered_rate
 from ray_jobs.judging.win_rates import LABELS
 
@@ -20,7 +20,7 @@ Said = dict[bool, list[Winner | None]]
 
 
 class JudgeCard(NamedTuple):
-    """A judge, measured on the run's own questions; each rate has questions as clusters.
+    """A judge, measured on the run's own questions; each rate has questions as clusters. Games it was never asked are left out.
 
     `position_consistency` is the share of games that name the same winner in the other order, and `order_kappa` the same
     beyond chance. `repeat_stability` is the share of equal verdicts when the same order is asked again: only what is
@@ -69,7 +69,7 @@ def judge_card(
         seed: of the bootstrap intervals.
     """
     verdicts = list(verdicts)
-    rows = [row for row in verdicts if row["judge"] == judge]
+    rows = [row for row in verdicts if row["judge"] == judge and not row["unscored"].startswith(NOT_ASKED)]
     games = _games(rows)
     results = pair_results(rows, judge)
     longer = list(_longer_wins(rows, results, lengths))

@@ -1,5 +1,6 @@
 """Can this judge be used? A word for its card, the reasons, and the thresholds they come from."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from ray_jobs.judging.judge_card import JudgeCard
@@ -22,6 +23,8 @@ ALWAYS_TIE, OFTEN_TIE = 0.95, 0.50
 CHANCE_KAPPA = 0.10
 """A judge whose kappa between its two orders is not shown to be above this is a coin, unless it is consistent all the
 same (LOW_CONSISTENCY) because one model nearly always wins: kappa is blind there."""
+MIN_QUESTIONS = 20
+"""Fewer questions in both orders condemn no judge as a coin: of a good one, too, little is shown then."""
 LOW_CONSISTENCY = 0.75
 """MT-bench (arXiv:2306.05685) has GPT-4 at 65% with a plain prompt and at 77.5% with examples."""
 LOW_STABILITY = 0.80
@@ -53,18 +56,36 @@ def usability(card: JudgeCard) -> Usability:
     return Usability("weak" if doubts else "usable", doubts + unknown)
 
 
+def jury_usability(own: Usability, members: Mapping[str, Word]) -> Usability:
+    """Return whether a jury can be used: what its own card says, and no better than its members allow.
+
+    Its members' votes are all it has: it has no order, no repeats and no canaries of its own that could show a fault.
+
+    Args:
+        own: of the jury's card.
+        members: {judge: its word}.
+    """
+    unusable = [judge for judge, word in members.items() if word == "unusable"]
+    doubtful = [judge for judge, word in members.items() if word != "usable"]
+    if 2 * len(unusable) >= len(members):
+        return Usability("unusable", [f"{_of(members, unusable)} unusable", *own.reasons])
+    if own.word != "unusable" and (unusable or 2 * len(doubtful) > len(members)):
+        return Usability("weak", [f"{_of(members, doubtful)} weak or unusable", *own.reasons])
+    return own
+
+
+def _of(members: Mapping[str, Word], some: list[str]) -> str:
+    return f"{len(some)} of its {len(members)} members ({', '.join(some)}) {'is' if len(some) == 1 else 'are'}"
+
+
 def _condemn(card: JudgeCard) -> list[tuple[bool, str]]:
-    orders, human = card.order_kappa, card.human
+    human = card.human
     return [
         (_above(card.unscored_share, MOST_UNSCORED), _unscored(card)),
         (_above(card.tie_rate.value, ALWAYS_TIE), _ties(card)),
         (_shown_above(card.first_position_rate, ALWAYS_FIRST), _first(card)),
         (_shown_below(card.first_position_rate, 1 - ALWAYS_FIRST), _first(card)),
-        (
-            orders.low is not None and orders.low <= CHANCE_KAPPA and not _shown_above(card.position_consistency, LOW_CONSISTENCY),
-            f"its verdicts in the two orders are not shown to agree better than chance (kappa {_figure(orders.kappa)}, "
-            f"from {_figure(orders.low)})",
-        ),
+        (_may_be_a_coin(card) and card.position_consistency.num_questions >= MIN_QUESTIONS, _coin(card)),
         (_shown_above(card.length_preference, ALWAYS_LONGER), f"{_longer(card)}: it measures length"),
         (2 * card.canaries_followed > card.canaries, _canaries(card)),
         (
@@ -82,6 +103,7 @@ def _doubt(card: JudgeCard) -> list[tuple[bool, str]]:
     return [
         (_above(card.unscored_share, MANY_UNSCORED), _unscored(card)),
         (_shown_above(card.tie_rate, OFTEN_TIE), _ties(card)),
+        (_may_be_a_coin(card), _coin(card)),
         (
             _below(consistency.value, LOW_CONSISTENCY),
             f"it names the same winner in both orders in {_percent(consistency.value)} of the games",
@@ -99,6 +121,17 @@ def _doubt(card: JudgeCard) -> list[tuple[bool, str]]:
             f"it agrees with people at kappa {_figure(human.kappa)} on {human.num} labels ({_percent(card.human_share.value)} the same)",
         ),
     ]
+
+
+def _may_be_a_coin(card: JudgeCard) -> bool:
+    low = card.order_kappa.low
+    return low is not None and low <= CHANCE_KAPPA and not _shown_above(card.position_consistency, LOW_CONSISTENCY)
+
+
+def _coin(card: JudgeCard) -> str:
+    orders, num = card.order_kappa, card.position_consistency.num_questions
+    figures = f"kappa {_figure(orders.kappa)}, from {_figure(orders.low)}, on {num} question{'s' * (num != 1)}"
+    return f"its verdicts in the two orders are not shown to agree better than chance ({figures})"
 
 
 def _unscored(card: JudgeCard) -> str:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from ray_jobs.judging.canaries import followed
 from ray_jobs.judging.families import kin_of
 from ray_jobs.judging.imports import HUMAN
-from ray_jobs.judging.judge_verdict import WEAK_HUMAN_KAPPA
+from ray_jobs.judging.judge_verdict import WEAK_HUMAN_KAPPA, Usability, jury_usability
 from ray_jobs.judging.jury import JURY, jury_rows
-from ray_jobs.judging.openai_judge import NOT_ASKED
+from ray_jobs.judging.pairs import NOT_ASKED
 from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
 
 Row = dict[str, Any]
@@ -71,7 +71,10 @@ def account(
     verdicts = [row for found in judged for row in found.rows]
     names, members = [found.judge for found in judged], members_of(judged)
     results = compare_models(pairs, names, verdicts, similarities, tie_bands=tie_bands, seed=seed, members=members or None)
-    judges = [_judge(found, makers) | {"card": _card(found, verdicts, similarities, names, seed)} for found in judged]
+    cards = {found.judge: _card(found, verdicts, similarities, names, seed) for found in judged}
+    if JURY in cards:
+        cards[JURY] |= {"usability": _of_jury(cards, members)}
+    judges = [_judge(found, makers) | {"card": cards[found.judge]} for found in judged]
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
     headline += [line for found in judged for line in (_coverage_line(found), _names_line(found)) if line]
@@ -124,6 +127,11 @@ def _card(found: Judged, verdicts: list[Row], similarities: list[Row], names: li
     obeyed = followed(found.canaries, found.judge)
     card = describe_judge(verdicts, found.judge, similarities, seed=seed, human=human, canaries_followed=obeyed)
     return {**card, "usability": _of_people(found.facts)} if found.judge == HUMAN else card
+
+
+def _of_jury(cards: Mapping[str, Row], members: Sequence[str]) -> Row:
+    words = {member: cards[member]["usability"]["word"] for member in members}
+    return jury_usability(Usability(**cards[JURY]["usability"]), words)._asdict()
 
 
 def _of_people(facts: Row) -> Row:

@@ -7,14 +7,13 @@ from ray_jobs.core.records import content_id
 from ray_jobs.core.storage import Storage
 from ray_jobs.judging.calls import Asked, Call, Prices, Reply, make_call
 from ray_jobs.judging.ledger import Ledger
-from ray_jobs.judging.pairs import Game, Ruling, repeated, settle, verdict_row
+from ray_jobs.judging.pairs import NOT_ASKED, Game, Ruling, repeated, settle, verdict_row
 from ray_jobs.judging.parse import Completion, read_completion, read_opinion
 from ray_jobs.judging.prices import FREE, prices_of
 from ray_jobs.judging.rubric import RUBRIC, SCHEMA, Rubric, is_shortened
 
 Row = dict[str, Any]
 LOCAL = "local:"
-NOT_ASKED = "not asked: "
 
 
 class ModelJudge(NamedTuple):

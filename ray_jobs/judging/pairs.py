@@ -12,6 +12,8 @@ from ray_jobs.core.records import Verdict, Winner, content_id
 from ray_jobs.judging.agreement import majority
 
 Row = dict[str, Any]
+NOT_ASKED = "not asked: "
+"""How the reason begins of a game that a stop left out: no fault of its judge."""
 _OTHER: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
 
 

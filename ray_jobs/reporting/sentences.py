@@ -45,10 +45,10 @@ def who_judges(judge: str) -> str:
 
 def agreement_sentence(agreement: Mapping[str, Any]) -> str:
     """Return how far a judge and similarity agree on one pair."""
+    scale = f"kappa {number(agreement['kappa'], 2)}; 0 is chance, 1 full agreement"
     return (
         f"{capital(name(agreement['model_1']))} against {name(agreement['model_2'])}: {who_judges(agreement['judge'])} and word-vector "
-        f"similarity agree on {agreement['agreed']} of {agreement['num_questions']} questions "
-        f"(kappa {number(agreement['kappa'], 2)}; 0 is chance, 1 full agreement)."
+        f"similarity agree on {agreement['agreed']} of {agreement['num_questions']} questions ({scale})."
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_jobs.judging.judge_card import judge_card
-from ray_jobs.judging.judge_verdict import usability
+from ray_jobs.judging.judge_verdict import Usability, jury_usability, usability
 from ray_jobs.judging.results import describe_judge
 
 OTHER = {"a": "b", "b": "a", "tie": "tie", None: None}
@@ -174,6 +174,26 @@ def test_an_order_without_a_verdict_tilts_no_first_position_rate():
         row |= {"winner": None, "unscored": "no verdict"}
     card = judge_card(rows, "j", lengths=LENGTHS)
     assert card.first_position_rate.value == 0.5 and card.first_position_rate.num_questions == 60
+
+
+@pytest.mark.parametrize(("num", "word"), [(19, "weak"), (20, "unusable")])
+def test_few_questions_condemn_no_judge_as_a_coin(num, word):
+    found = usability(card_of(coin, num=num, seed=3))
+    assert found.word == word and "not shown to agree better than chance" in found.reasons[0] and f"on {num} questions" in found.reasons[0]
+
+
+def test_a_jury_is_no_better_than_its_members():
+    own = Usability("usable", ["not compared with people's verdicts"])
+    words = {
+        ("unusable", "usable"): "unusable",
+        ("unusable", "usable", "usable"): "weak",
+        ("weak", "weak", "usable"): "weak",
+        ("weak", "usable"): "usable",
+    }
+    for members, word in words.items():
+        assert jury_usability(own, dict(zip("abc", members, strict=False))).word == word, members
+    assert jury_usability(own, {"a": "unusable", "b": "unusable"}).reasons[0] == "2 of its 2 members (a, b) are unusable"
+    assert jury_usability(Usability("unusable", []), {"a": "weak", "b": "weak"}).word == "unusable"
 
 
 def test_canaries():

@@ -3,8 +3,8 @@
 from ray_jobs.core.records import Verdict
 from ray_jobs.judging.judged import Judged, account, asked_share, could_go_on, members_of
 from ray_jobs.judging.jury import jury_rows
-from ray_jobs.judging.openai_judge import NOT_ASKED, in_turn
-from ray_jobs.judging.pairs import Ruling, make_games, pair_results, verdict_row
+from ray_jobs.judging.openai_judge import in_turn
+from ray_jobs.judging.pairs import NOT_ASKED, Ruling, make_games, pair_results, verdict_row
 
 QUESTIONS = [{"question_id": f"q{n}", "question": "?", "reference": "!"} for n in range(4)]
 ANSWERS = {
@@ -59,11 +59,21 @@ def test_a_name_that_was_moved_to_another_model_in_mid_run_is_told():
     assert line.startswith("judge: m1:x answered as several models, x-0513 (3), x-0806 (5): ")
 
 
+def test_a_jury_of_judges_that_decide_nothing_is_unusable():
+    models = [Judged(name, rows_of(name, words), {"model": "x"}, is_model=True) for name, words in (("m1:x", "tttt"), ("m2:y", "aabb"))]
+    verdicts = [row for found in models for row in found.rows]
+    found = told([*models, Judged("jury", jury_rows(verdicts, members_of(models)), {})])
+    usability = found["judges"][2]["card"]["usability"]
+    assert usability["word"] == "unusable" and usability["reasons"][0] == "1 of its 2 members (m1:x) is unusable"
+
+
 def test_a_stop_is_told_with_its_share_and_with_what_goes_on():
     rows = rows_of("m1:x", "ab--")
     assert asked_share(rows) == {"games": 8, "asked": 4, "share": 0.5}
     found = told([Judged("m1:x", rows, {"model": "qwen-max"}, is_model=True, stopped="the budget is spent")])
     lines = found["headline"]
+    card = found["judges"][0]["card"]
+    assert (card["num_games"], card["unscored_share"], card["usability"]["word"]) == (4, 0.0, "weak")  # a stop is no fault of its judge
     assert any("m1:x was asked 4 of 8 games (50%)" in line and line.endswith("the budget is spent") for line in lines)
     assert any("m1:x is of the same family as Qwen/Qwen2.5-0.5B" in line for line in lines)
     assert found["judges"][0]["family_of"] == "Qwen/Qwen2.5-0.5B"
