@@ -11,7 +11,7 @@ _BETTER = re.compile(rf"{_IS}(?:better|superior|stronger|besser|überlegen|stär
 _WORSE = re.compile(rf"{_IS}(?:worse|inferior|weaker|schlechter|unterlegen|schwächer)\b", re.IGNORECASE)
 _WINS = re.compile(r"\b(?:answer|antwort)\s+([AB])\s+()(?:wins|gewinnt)\b", re.IGNORECASE)
 _EVEN = re.compile(
-    r"\b(?:both|beide)\b[^.!?]{0,60}\b(?:equally|equal|gleich|gleichwertig)\b|\b(?:neither|keine)\b[^.!?]{0,40}\b(?:better|besser)\b",
+    r"\b(?:both|beide)\b[^.!?]{0,60}\b(?:equally|equal|gleich|gleichwertig)\b|\b(?:neither|keine\s+(?:der|von|antwort|ist|war))\b[^.!?]{0,40}\b(?:better|besser)\b",
     re.IGNORECASE,
 )
 _DENIES = re.compile(r"\b(?:not|no|never|hardly|nicht|kaum|nie|kein)\b", re.IGNORECASE)

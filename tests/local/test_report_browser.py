@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 
 import pytest
 from report_run import config_of, make_questions, many_questions, write_run
@@ -104,6 +105,8 @@ def test_filters_show_exactly_the_rows_that_match(hundred, open_report):
     page.select_option("[name=language]", "de")
     _expect_count(page, 12)
     page.click("button[type=reset]")
+    page.fill("[name=search]", unicodedata.normalize("NFD", "größe"))  # as a Mac writes it
+    _expect_count(page, 1)
     page.fill("[name=search]", "BASE part 41.")
     _expect_count(page, 1)
     assert "part 41 " in page.locator(".entry").inner_text()

@@ -94,6 +94,8 @@ def test_200_kilobytes_are_cut_and_the_verdict_says_so():
         ("Beide Antworten sind gleich gut.", {"tie"}),
         ("Both answers are equally vague.", {"tie"}),
         ("Neither is better.", {"tie"}),
+        ("Keine der beiden Antworten ist besser.", {"tie"}),
+        ("A nennt keine Beispiele und B ist besser.", set()),
         ("Antwort B gewinnt.", {"b"}),
         ("Answer A is better on paging, but answer B is better overall.", {"a", "b"}),
         ("Answer A states the point, answer B does not.", set()),

@@ -83,6 +83,14 @@ def test_the_sign_flip_test_is_quick_with_ten_thousand_questions_in_thirds():
     assert sign_flip_test(differences) == pytest.approx(by_normal, abs=0.01)
 
 
+def test_the_sign_flip_test_holds_where_it_goes_by_fourier_transform():
+    generator = np.random.default_rng(1)
+    differences = generator.choice(np.arange(-60, 61), 6000, p=np.r_[np.full(60, 0.485), 0.02, np.full(60, 0.495)] / 58.82) / 60
+    by_normal = 2 * stats.norm.sf((abs(differences.sum()) - 0.5 / 60) / np.sqrt((differences**2).sum()))
+    assert 1e-4 < by_normal < 0.9
+    assert sign_flip_test(differences) == pytest.approx(by_normal, rel=0.01)
+
+
 def verdict(question_id, winner, *, swapped=False, repeat=0):
     row = {"question_id": question_id, "judge": "j", "model_a": "x", "model_b": "y", "swapped": swapped, "repeat": repeat}
     return {**row, "winner": winner}

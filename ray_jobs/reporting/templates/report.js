@@ -42,13 +42,13 @@
     if (haystacks[i] === undefined) {
       const answers = Object.values(q.answers).map((a) => a.text);
       const reasons = Object.values(q.met).flatMap((m) => Object.values(m.judged).flatMap((j) => j.said.map((opinion) => opinion.text)));
-      haystacks[i] = [q.question, q.reference, q.topic, ...answers, ...reasons].join("\n").toLocaleLowerCase();
+      haystacks[i] = [q.question, q.reference, q.topic, ...answers, ...reasons].join("\n").normalize().toLocaleLowerCase();
     }
     return haystacks[i];
   };
 
   const select = (now) => {
-    const words = form.search.value.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+    const words = form.search.value.normalize().toLocaleLowerCase().split(/\s+/).filter(Boolean);
     const wants = (field, value) => !form[field].value || form[field].value === value;
     return data.questions.filter((q, i) =>
       wants("topic", q.topic) && wants("language", q.language) &&
