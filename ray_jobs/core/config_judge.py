@@ -1,8 +1,9 @@
 """The sections of [judge]: who meets, who judges them, and what it may cost."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_jobs.core.config_base import Positive, Section, Share
 
@@ -43,6 +44,13 @@ class ModelJudgeSection(Section):
     """Price; none takes the dated default of a known model on the provider's own endpoint, else leaves the cost unknown."""
     usd_per_million_completion_tokens: Price = None
     """As `usd_per_million_prompt_tokens`."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_one(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+            raise ValueError('write it like "https://HOST/v1"')
+        return url
 
     @model_validator(mode="after")
     def _one_back_end(self) -> "ModelJudgeSection":

@@ -91,7 +91,7 @@ def load_rubric(path: str | None) -> Rubric:
     """Return the rubric of a file anywhere, or the built-in one where there is no path.
 
     Raises:
-        ConfigError: there is no such file, or a placeholder is missing in it.
+        ConfigError: there is no such file, it is no text in UTF-8, or a placeholder is missing in it.
     """
     if path is None:
         return RUBRIC
@@ -99,7 +99,10 @@ def load_rubric(path: str | None) -> Rubric:
     folder = Storage(parent or ("/" if path.startswith("/") else "."))
     if not folder.exists(name):
         raise ConfigError(f"[judge] rubric {path!r} does not exist: give a text file, or leave it out for the built-in rubric")
-    return read_rubric(folder.read_bytes(name).decode(errors="replace"), name=path)
+    try:
+        return read_rubric(folder.read_bytes(name).decode("utf-8-sig"), name=path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"[judge] rubric {path!r} cannot be read ({error}): give a text file in UTF-8") from None
 
 
 def read_rubric(text: str, *, name: str) -> Rubric:

@@ -51,11 +51,20 @@ def test_a_rubric_without_its_placeholders(refused, tmp_path):
     line = refused("judge", f'judges = ["openai"]\nrubric = "{tmp_path}/own.txt"')
     assert "own.txt' lacks {second}: it must have {question}, {reference}, {first} and {second}" in line
     assert "gone.txt' does not exist" in refused("judge", f'judges = ["openai"]\nrubric = "{tmp_path}/gone.txt"')
+    assert "cannot be read (" in refused("judge", f'judges = ["openai"]\nrubric = "{tmp_path}"')
+    (tmp_path / "old.txt").write_bytes("Größer? {question} {reference} {first} {second}".encode("latin-1"))
+    assert "give a text file in UTF-8" in refused("judge", f'judges = ["openai"]\nrubric = "{tmp_path}/old.txt"')
 
 
 def test_a_judge_that_is_not_there(refused):
     assert "judges names 'claude', which is none of" in refused("judge", 'judges = ["claude"]')
     assert "does not exist" in refused("judge", 'judges = ["own"]\n[judge.jury.own]\nlocal = "./no-such-folder"')
+
+
+@pytest.mark.parametrize("url", ["not a url", "localhost:8000/v1", "ftp://host/v1", "http://", ""])
+def test_an_address_that_is_none(refused, url):
+    line = refused("judge", f'judges = ["openai"]\n[judge.openai]\nbase_url = "{url}"')
+    assert f"'judge.openai.base_url' = {url!r}: write it like \"https://HOST/v1\"" in line
 
 
 def test_answers_whose_questions_are_gone(refused):
