@@ -144,11 +144,10 @@ class Caller:
 
     async def _finish(self, call: Call, reply: Reply, report: Report, tries: Tries) -> Reply:
         try:
-            if reply.error:
-                await self._withdraw(call, tries)
-            else:
+            if not reply.error:
                 kept = await self._keep(call.key, reply)
                 report, reply = report._replace(paid_twice=kept is not reply), kept
+            await self._withdraw(call, tries)
         except StorageError as error:
             report = report._replace(stop=str(error), is_storage=True)
         self._report(report)

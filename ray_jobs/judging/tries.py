@@ -28,7 +28,7 @@ class Tries(NamedTuple):
         for_nothing: answers that were billed and hold nothing.
         failures: sends that failed.
         refusals: sends refused for pace.
-        is_longer: it was cut, and asks for a longer reply.
+        cut: a reply that ended at its limit of tokens; the request is of a longer one since.
         prompt_tokens: billed for sure.
         completion_tokens: as `prompt_tokens`.
     """
@@ -40,7 +40,7 @@ class Tries(NamedTuple):
     for_nothing: int = 0
     failures: int = 0
     refusals: int = 0
-    is_longer: bool = False
+    cut: Outcome | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -51,7 +51,7 @@ class Tries(NamedTuple):
 
     def ask(self, prices: Prices) -> Ask:
         """Return the question for a moment to send at."""
-        is_again = self.failures + self.refusals + self.is_longer > 0
+        is_again = self.failures + self.refusals > 0 or self.cut is not None
         return Ask(count_tokens(self.request), most_completion_tokens(self.request), self._worst_usd(prices) or 0.0, is_again)
 
     def intent(self, sends: int, prices: Prices) -> Intent:
@@ -59,10 +59,11 @@ class Tries(NamedTuple):
         return Intent(sends, most_prompt_tokens(self.request), most_completion_tokens(self.request), self._worst_usd(prices))
 
     def reply(self, outcome: Outcome, prices: Prices) -> Reply:
-        """Return the reply that the last send came to, with the cost of all."""
+        """Return the reply that the last send came to, with the cost of all; one that was cut where a longer one is refused."""
+        found = self.cut if self.cut is not None and outcome.kind == "row" else outcome
         tokens = (self.prompt_tokens, self.completion_tokens)
         usd = prices.cost(*tokens) if sum(tokens) else 0.0
-        return Reply(outcome.body, outcome.seconds, outcome.error, *tokens, outcome.is_estimated, outcome.model, usd, self.doubtful)
+        return Reply(found.body, found.seconds, found.error, *tokens, found.is_estimated, found.model, usd, self.doubtful)
 
     def _worst_usd(self, prices: Prices) -> float | None:
         return prices.cost(most_prompt_tokens(self.request), most_completion_tokens(self.request))
@@ -86,8 +87,8 @@ def read_outcome(outcome: Outcome, ask: Ask, grant: Grant, tries: Tries, *, pric
         prompt_tokens=tries.prompt_tokens + outcome.prompt_tokens,
         completion_tokens=tries.completion_tokens + outcome.completion_tokens,
     )
-    if outcome.kind == "cut" and options.repeats_cut and not tries.is_longer:
-        return Step(report._replace(result="failed", retry=True), tries._replace(request=_longer(tries.request), is_longer=True))
+    if outcome.kind == "cut" and options.repeats_cut and tries.cut is None:
+        return Step(report._replace(result="failed", retry=True), tries._replace(request=_longer(tries.request), cut=outcome))
     if outcome.kind == "refused":
         tries = tries._replace(refusals=tries.refusals + 1)
         return Step(report._replace(result="refused" if tries.refusals <= MOST_REFUSALS else "gave_up"), tries)

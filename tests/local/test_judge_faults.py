@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from judge_asks import NUM, OK, SECRET, SOON, USD, ask, calls_to, faultless, winners, worst
+from judge_asks import NUM, OK, SECRET, SOON, USD, ask, calls_to, faultless, spent_on, winners, worst
 from judge_server import Fault, JudgeServer, Window, completion, error, opinion
 from pydantic import SecretStr
 
@@ -163,6 +163,18 @@ def test_a_reply_that_is_cut_is_asked_for_once_more_with_more_room_and_both_are_
         [still], asked = ask(server.url, ledger, calls=calls_to(server.url, 2)[1:])
     assert json.loads(still.body)["choices"][0]["finish_reason"] == "length" and len(server.requests) == 4
     assert ledger.spent().calls == 4 and ledger.spent().prompt_tokens == 400
+
+
+def test_a_reply_that_is_cut_is_kept_where_a_longer_one_is_refused(ledger):
+    def cut(_, request):
+        is_long = request["max_tokens"] > 100
+        return Fault(400, error("max_tokens is too large")) if is_long else Fault(body=completion("cut", finish_reason="length"))
+
+    with JudgeServer(cut).running() as server:
+        for counters in (Counters(sent=2, unscored=1, prompt_tokens=100, completion_tokens=50, retries=1, usd=USD), Counters(usd=0.0)):
+            [reply], asked = ask(server.url, ledger, calls=calls_to(server.url, 1))
+            assert json.loads(reply.body)["choices"][0]["finish_reason"] == "length" and asked.counters == counters
+    assert len(server.requests) == 2 and ledger.spent() == spent_on(1)
 
 
 @pytest.mark.parametrize("choices", ["[]", '[{"index": 0, "finish_reason": "content_filter"}]', '[{"message": null}]'])
