@@ -25,6 +25,8 @@ CHANCE_KAPPA = 0.10
 same (LOW_CONSISTENCY) because one model nearly always wins: kappa is blind there."""
 MIN_QUESTIONS = 20
 """Fewer questions in both orders condemn no judge as a coin: of a good one, too, little is shown then."""
+NEVER_DIFFERED = 5
+"""Questions from which a judge that always says the same in both orders is no coin: one would in 1 of 32 runs."""
 LOW_CONSISTENCY = 0.75
 """MT-bench (arXiv:2306.05685) has GPT-4 at 65% with a plain prompt and at 77.5% with examples."""
 LOW_STABILITY = 0.80
@@ -124,8 +126,9 @@ def _doubt(card: JudgeCard) -> list[tuple[bool, str]]:
 
 
 def _may_be_a_coin(card: JudgeCard) -> bool:
-    low = card.order_kappa.low
-    return low is not None and low <= CHANCE_KAPPA and not _shown_above(card.position_consistency, LOW_CONSISTENCY)
+    low, consistency = card.order_kappa.low, card.position_consistency
+    never_differed = consistency.value == 1.0 and consistency.num_questions >= NEVER_DIFFERED
+    return low is not None and low <= CHANCE_KAPPA and not (never_differed or _shown_above(consistency, LOW_CONSISTENCY))
 
 
 def _coin(card: JudgeCard) -> str:

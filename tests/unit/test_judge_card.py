@@ -182,6 +182,12 @@ def test_few_questions_condemn_no_judge_as_a_coin(num, word):
     assert found.word == word and "not shown to agree better than chance" in found.reasons[0] and f"on {num} questions" in found.reasons[0]
 
 
+@pytest.mark.parametrize(("num", "word"), [(4, "weak"), (5, "usable")])
+def test_a_judge_that_never_differs_from_itself_is_soon_no_coin(num, word):
+    one_sided = verdicts_of(lambda q, first, second, generator: "first" if first.startswith("x") == (q != 1) else "second", num=num)
+    assert usability(judge_card(one_sided, "j", lengths={})).word == word
+
+
 def test_a_jury_is_no_better_than_its_members():
     own = Usability("usable", ["not compared with people's verdicts"])
     words = {
