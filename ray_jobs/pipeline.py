@@ -8,6 +8,7 @@ from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config
 from ray_jobs.core.errors import ConfigChanged
 from ray_jobs.core.progress import say
+from ray_jobs.core.run_folder import RunFolder
 
 FOLLOW = ("raystill serve CONFIG", "raystill tune CONFIG", "raystill plan CONFIG")
 """What one may want to do with a finished run."""
@@ -32,8 +33,9 @@ def run(config: Config, *, force: bool) -> dict[str, Any]:
         left_out = ", ".join(name for name in STAGES if name not in stages)
         say(f'run: distill.task = "{config.distill.task}" needs {", ".join(stages)}; {left_out} are for language models and left out')
     verbs = [importlib.import_module(f"ray_jobs.{name}") for name in stages.values()]
-    for verb in verbs:
-        if hasattr(verb, "check"):
+    folder = RunFolder(config)
+    for name, verb in zip(stages, verbs, strict=True):
+        if hasattr(verb, "check") and (force or not folder.folder(name).exists("manifest.json")):  # a finished stage starts nothing
             verb.check(config)
     with connect():
         require("[workers]", config.workers.bundle, config.workers.min_workers)

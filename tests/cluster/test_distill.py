@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ray_jobs import distill, finetune, prepare
+from ray_jobs import distill, prepare
 from ray_jobs.core.config_file import validate
 from ray_jobs.core.errors import ConfigError, StageMissing
 from ray_jobs.core.run_folder import RunFolder
@@ -25,19 +25,6 @@ print(model.config.num_hidden_layers, "layers")
 """
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture
-def finetuned(tiny_config, ray_cluster):
-    """A tiny config whose `prepare` and `finetune` have finished, as a function of overrides."""
-
-    def make(**overrides):
-        config = tiny_config(**overrides)
-        prepare.run(config, force=False)
-        finetune.run(config, force=False)
-        return config
-
-    return make
 
 
 def assert_plain(folder):

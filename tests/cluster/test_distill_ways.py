@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ray_jobs import distill, finetune, prepare
+from ray_jobs import distill
 from ray_jobs.core.config_file import to_toml
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.training.batches import PackedRows
@@ -27,18 +27,11 @@ pytestmark = pytest.mark.cluster
 IN_FLIGHT = 2
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory):
-    return tmp_path_factory.mktemp("taught")
-
-
 @pytest.fixture
-def taught(tiny_config, ray_cluster, storage):
-    """A run's config as a function of overrides; its `prepare` and `finetune` are one run's for all tests here."""
-    first = tiny_config(run__storage=str(storage), finetune__max_steps=2)
-    prepare.run(first, force=False)
-    finetune.run(first, force=False)
-    return lambda **overrides: tiny_config(run__stages_from=[str(storage / "tiny")], **overrides)
+def taught(tiny_config, finetuned):
+    """A run's config as a function of overrides; its `prepare` and `finetune` are another run's."""
+    first = finetuned(run__name="first")
+    return lambda **overrides: tiny_config(run__stages_from=[RunFolder(first).storage.uri], **overrides)
 
 
 def test_an_endpoints_answers_are_paid_once_though_the_driver_is_killed(taught, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_jobs import finetune, prepare
+from ray_jobs import finetune
 from ray_jobs.core.errors import ClusterError, ConfigError, StageHeld, StageMissing
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.training.adapters import add_lora
@@ -27,18 +27,6 @@ from ray_jobs.training.recipe import Recipe
 
 pytestmark = pytest.mark.cluster
 LONG = {"finetune__max_steps": 60, "finetune__checkpoint_every_steps": 5, "finetune__dtype": "float32"}
-
-
-@pytest.fixture
-def prepared(tiny_config, ray_cluster):
-    """A function that returns a tiny config whose `prepare` has finished."""
-
-    def make(**overrides):
-        config = tiny_config(**overrides)
-        prepare.run(config, force=False)
-        return config
-
-    return make
 
 
 def stage_of(config):

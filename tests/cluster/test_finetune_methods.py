@@ -26,9 +26,8 @@ def logits(model):
     return model(IDS).logits
 
 
-def test_a_teacher_trained_whole_is_the_teacher_of_every_later_stage(tiny_config, ray_cluster):
-    config = tiny_config(finetune__method="full", finetune__max_steps=3, finetune__optimizer="paged_adamw_8bit", finetune__dtype="bfloat16")
-    prepare.run(config, force=False)
+def test_a_teacher_trained_whole_is_the_teacher_of_every_later_stage(prepared):
+    config = prepared(finetune__method="full", finetune__max_steps=3, finetune__optimizer="paged_adamw_8bit", finetune__dtype="bfloat16")
     manifest = finetune.run(config, force=False)
     folder = RunFolder(config)
     assert manifest["eval"]["teacher_nats"] < manifest["eval"]["base_nats"]
@@ -54,11 +53,10 @@ def test_a_teacher_trained_whole_is_the_teacher_of_every_later_stage(tiny_config
     assert torch.equal(logits(teacher.open()._model), logits(written))
 
 
-def test_merge_writes_the_model_that_was_trained_also_after_the_run(tiny_config, ray_cluster, tmp_path, capsys):
-    config = tiny_config(finetune__method="qlora", finetune__max_steps=2, finetune__quantization={"type": "fp4"})
+def test_merge_writes_the_model_that_was_trained_also_after_the_run(prepared, tmp_path, capsys):
+    config = prepared(finetune__method="qlora", finetune__max_steps=2, finetune__quantization={"type": "fp4"})
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config))
-    prepare.run(config, force=False)
     trained = finetune.run(config, force=False)
     stage = RunFolder(config).folder("finetune")
     (stage.local("merged")).mkdir()  # as a merge leaves it that is killed while it uploads to an object store

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ray_jobs import finetune, prepare
+from ray_jobs import finetune
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.training.adapters import add_lora
 from ray_jobs.training.batches import PackedRows
@@ -28,10 +28,9 @@ def in_this_process(config):
 
 
 @pytest.mark.parametrize("strategy", [{"strategy": "fsdp"}, {"strategy": "deepspeed", "zero_stage": 3}], ids=lambda each: each["strategy"])
-def test_two_workers_end_in_the_adapter_of_one_process(tiny_config, ray_cluster, strategy):
+def test_two_workers_end_in_the_adapter_of_one_process(prepared, strategy):
     overrides = {f"workers__{key}": value for key, value in strategy.items()}
-    config = tiny_config(workers__num_workers=2, finetune__dtype="float32", **overrides)
-    prepare.run(config, force=False)
+    config = prepared(workers__num_workers=2, finetune__dtype="float32", **overrides)
     manifest = finetune.run(config, force=False)
     stage = RunFolder(config).folder("finetune")
     losses, adapter = in_this_process(config)

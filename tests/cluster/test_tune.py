@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ray_jobs import prepare, tune
+from ray_jobs import tune
 from ray_jobs.core.config_file import load_config, to_toml
 from ray_jobs.core.errors import ConfigChanged, StageMissing
 from ray_jobs.core.run_folder import RunFolder
@@ -17,9 +17,7 @@ pytestmark = pytest.mark.cluster
 DEADLINE_S = 240
 
 
-@pytest.fixture
-def config(ray_cluster, tiny_config):
-    return tiny_config(tune__job="finetune", tune__space="lora_rank", finetune__max_steps=2)
+SWEEP = {"tune__job": "finetune", "tune__space": "lora_rank", "finetune__max_steps": 2}
 
 
 def kill_after_the_first_trial(config, folder):
@@ -42,8 +40,8 @@ def kill_after_the_first_trial(config, folder):
     raise AssertionError((folder / "log").read_text())
 
 
-def test_a_killed_sweep_goes_on_and_ends_in_a_table_and_a_ready_config(config, tmp_path, capfd):
-    prepare.run(config, force=False)
+def test_a_killed_sweep_goes_on_and_ends_in_a_table_and_a_ready_config(prepared, tmp_path, capfd):
+    config = prepared(**SWEEP)
     name, finished = kill_after_the_first_trial(config, tmp_path)
     capfd.readouterr()
     manifest = tune.run(config, force=False)
@@ -73,7 +71,7 @@ def test_a_killed_sweep_goes_on_and_ends_in_a_table_and_a_ready_config(config, t
         tune.run(config.model_copy(update={"finetune": config.finetune.model_copy(update={"learning_rate": 1.0})}), force=False)
 
 
-def test_a_sweep_is_refused_before_it_starts_where_it_cannot_run(config, tmp_path):
+def test_a_sweep_is_refused_before_it_starts_where_it_cannot_run(ray_cluster, tiny_config, tmp_path):
     with pytest.raises(StageMissing, match="'prepare' has not finished"):
-        tune.run(config, force=False)
+        tune.run(tiny_config(**SWEEP), force=False)
     assert not (tmp_path / "runs").exists()
