@@ -1,17 +1,15 @@
-"""Judge calls over a Ray cluster: the one file of judging that knows Ray.
+"""Judge calls over a Ray cluster: actors that send them at the pace of one limiter.
 
-Actors of Ray Data send the calls. One more actor, the driver's own, holds the limiter: when the driver dies, it dies, and
+The actors are Ray Data's. One more, the driver's own, holds the limiter (ray_limiter.py): when the driver dies, it dies, and
 without it nobody sends. What was paid for by then is in the ledger, where the next `ask` finds it. A driver that is
 interrupted, not killed, waits for what is in flight.
 """
 
 import asyncio
 import json
-import threading
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
 from ray_jobs.core.errors import ConfigError, EndpointError, EndpointRefused, StorageError
@@ -21,7 +19,7 @@ from ray_jobs.judging.batch import ask_batch, open_batches
 from ray_jobs.judging.caller import SETTLE_S, Caller
 from ray_jobs.judging.calls import Asked, Budget, Call, Counters, EndpointOptions, Limits, Prices, Reply
 from ray_jobs.judging.ledger import Ledger, Spent
-from ray_jobs.judging.limiter import Ask, Lease, Limiter, Report, Stop
+from ray_jobs.judging.ray_limiter import LOST, LimiterActor, RayGate, Told, Watch
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,9 +29,6 @@ BLOCKS_PER_CALLER = 4
 """Blocks that a caller works on at once, each half its window: a slow call holds back its block's end, no other call."""
 LIMITERS = 3
 """Times that a limiter is started: one may be lost with its node."""
-BEAT_S = 0.25
-INTERRUPTED = "interrupted"
-LOST = "the limiter is gone: its driver ended, or its node was lost"
 
 
 def ask(
@@ -71,7 +66,7 @@ def ask(
     if endpoint.backend == "batch":
         return _by_batch(planned, cached, endpoint, ledger, budget, prices, title)
     _check_batches(ledger, planned.keys() - cached.keys(), title)
-    replies, told, lost = dict(cached), _Told(), []
+    replies, told, lost = dict(cached), Told(), []
     for _ in range(LIMITERS):
         new = [call for key, call in planned.items() if key not in replies]
         if not new or told.stopped:
@@ -108,20 +103,11 @@ def _by_batch(
     new = [call for key, call in planned.items() if key not in cached]
     with Bar(title, "call", each_note=True) as bar:
         found = ask_batch(new, endpoint=endpoint, ledger=ledger, budget=budget, prices=prices, on_progress=bar)
-    told = _Told(found.counters, found.stopped)
+    told = Told(found.counters, found.stopped)
     return _asked(planned, cached, cached | found.replies, [found.counters], told)
 
 
-class _Told(NamedTuple):
-    """What a limiter knows."""
-
-    counters: Counters = Counters(usd=0.0)
-    stopped: str = ""
-    why: Stop = "pause"
-    num_of_rows: int = 0
-
-
-def _raise(told: _Told, replies: dict[str, Reply], *, title: str, base_url: str | None) -> None:
+def _raise(told: Told, replies: dict[str, Reply], *, title: str, base_url: str | None) -> None:
     if told.why == "storage":
         raise StorageError(told.stopped)
     reason = told.stopped if told.why == "endpoint" else ""
@@ -133,7 +119,7 @@ def _raise(told: _Told, replies: dict[str, Reply], *, title: str, base_url: str 
         raise kind(f"{title}: {where} cannot be asked: {reason}; replies so far are kept: run the same command again")
 
 
-def _asked(planned: dict[str, Call], cached: dict[str, Reply], replies: dict[str, Reply], runs: list[Counters], told: _Told) -> Asked:
+def _asked(planned: dict[str, Call], cached: dict[str, Reply], replies: dict[str, Reply], runs: list[Counters], told: Told) -> Asked:
     total: dict[str, Any] = {name: sum(getattr(run, name) or 0 for run in runs) for name in Counters._fields}
     total["usd"] = None if any(run.usd is None for run in runs) else total["usd"]
     new = [reply for key, reply in replies.items() if key not in cached]
@@ -158,17 +144,17 @@ def _run(
     prices: Prices,
     num_callers: int,
     title: str,
-) -> tuple[dict[str, Reply], _Told]:
+) -> tuple[dict[str, Reply], Told]:
     import ray
 
     size = max(1, min(num_callers, limits.max_concurrency, len(calls)))
     window = limits.max_concurrency // size
     require(title, {"CPU": CPUS}, size)
-    limiter: Any = ray.remote(num_cpus=0, max_restarts=0)(_LimiterActor).remote(limits, budget, spent)
+    limiter: Any = ray.remote(num_cpus=0, max_restarts=0)(LimiterActor).remote(limits, budget, spent)
     options = {"endpoint": endpoint, "ledger": ledger, "prices": prices, "window": window, "limiter": limiter}
     try:
         patience_s = endpoint.timeout_s + SETTLE_S
-        with _Watch(limiter, title, len(calls)) as watch, interrupt_late(watch.pause, patience_s=patience_s):
+        with Watch(limiter, title, len(calls)) as watch, interrupt_late(watch.pause, patience_s=patience_s):
             rows = list(_map(calls, options, block_rows=max(1, window // 2), size=size))
             told = watch.look()
     finally:
@@ -191,48 +177,11 @@ def _map(calls: list[Call], options: Any, *, block_rows: int, size: int) -> Iter
             yield from map(json.loads, table["row"].to_pylist())
 
 
-class _LimiterActor:
-    """The limiter on the clock of one process."""
-
-    def __init__(self, limits: Limits, budget: Budget | None, spent: Spent):
-        self._limiter = Limiter(limits, budget, spent, now=time.monotonic())
-
-    def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
-        """As Limiter.lease."""
-        return self._limiter.lease(caller, asks, reports, time.monotonic())
-
-    def pause(self) -> None:
-        """Grant nothing more; what is in flight comes back."""
-        self._limiter.stop(INTERRUPTED, "pause")
-
-    def beat(self) -> _Told:
-        """Note that the driver lives, and say how it goes."""
-        self._limiter.beat(time.monotonic())
-        return _Told(self._limiter.counters, self._limiter.stopped, self._limiter.why, self._limiter.num_of_rows)
-
-
-class _RayGate:
-    """The way to the limiter's actor."""
-
-    def __init__(self, limiter: Any):
-        self._limiter = limiter
-
-    async def lease(self, caller: str, asks: list[Ask], reports: list[Report]) -> Lease:
-        """As Limiter.lease."""
-        import ray
-
-        try:
-            lease: Lease = await self._limiter.lease.remote(caller, asks, reports)
-        except ray.exceptions.RayError:
-            return Lease(stopped=LOST)
-        return lease
-
-
 class _Caller:
     """A Ray Data worker around a Caller."""
 
     def __init__(self, *, endpoint: EndpointOptions, ledger: Ledger, prices: Prices, window: int, limiter: Any):
-        gate, name = _RayGate(limiter), uuid.uuid4().hex
+        gate, name = RayGate(limiter), uuid.uuid4().hex
         self._caller = Caller(name=name, options=endpoint, ledger=ledger, gate=gate, prices=prices, window=window)
 
     async def __call__(self, table: "pa.Table") -> AsyncIterator[dict[str, list[str]]]:
@@ -242,44 +191,3 @@ class _Caller:
         await self._caller.settle()
         told = ((call.key, reply._asdict() if reply is not None else None) for call, reply in zip(calls, replies, strict=True))
         yield {"row": [json.dumps({"key": key, "reply": reply}) for key, reply in told]}
-
-
-class _Watch:
-    """The driver's side of the limiter: beats, and shows how it goes. A context manager."""
-
-    def __init__(self, limiter: Any, title: str, total: int):
-        self._limiter, self._title, self._total = limiter, title, total
-        self._bar = Bar(title, "call")
-        self._told, self._ended = _Told(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="judge-calls", daemon=True)
-
-    def look(self) -> _Told:
-        """Return what the limiter knows, or knew last; stopped is LOST where it is gone."""
-        import ray
-
-        try:
-            self._told = ray.get(self._limiter.beat.remote(), timeout=60)
-        except ray.exceptions.RayError:
-            self._told = self._told._replace(stopped=self._told.stopped or LOST)
-        return self._told
-
-    def pause(self) -> None:
-        """Let callers finish what is in flight, and send nothing more."""
-        self._limiter.pause.remote()
-        say(f"{self._title}: interrupted: waits for the calls in flight, which are paid for; once more ends at once, without them")
-
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
-            counters, stopped, _, _ = self.look()
-            note = f"{counters.rate_limited} refused, {counters.unscored} given up" if counters.rate_limited + counters.unscored else ""
-            self._bar(counters.ok + counters.unscored, self._total, stopped or note)
-
-    def __enter__(self) -> "_Watch":
-        self._bar.__enter__()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._bar.__exit__(*error)

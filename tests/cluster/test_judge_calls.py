@@ -83,7 +83,7 @@ def test_a_caller_and_the_limiter_that_die_are_replaced(ray_cluster, tmp_path):
         process.kill()
 
     def kill_both():
-        for name, number in (("_LimiterActor", NUM // 4), ("MapBatches(_Caller)", NUM // 2)):
+        for name, number in (("LimiterActor", NUM // 4), ("MapBatches(_Caller)", NUM // 2)):
             wait_until(lambda: len(server.requests) >= number)  # noqa: B023
             kill(name)
 

@@ -12,8 +12,12 @@ BELOW_VERBS = {f"ray_jobs.{room}" for room in ROOMS} | {"ray_jobs.core", "ray_jo
 HEAVY = {"torch", "transformers", "ray", "pandas", "scipy", "peft", "gensim", "openvino", "onnxruntime", "matplotlib", "fastapi"}
 RAY_FREE = {"ray_jobs.judging", "ray_jobs.compression", "ray_jobs.training", "ray_jobs.distillation", "ray_jobs.reporting"}
 RAY_LAYERS = {
-    f"ray_jobs.{name}"
-    for name in ("training.ray_train", "training.ray_worker", "distillation.pool", "distillation.pool_actors", "judging.ray_calls")
+    "ray_jobs.training.ray_train",
+    "ray_jobs.training.ray_worker",
+    "ray_jobs.distillation.pool",
+    "ray_jobs.distillation.pool_actors",
+    "ray_jobs.judging.ray_calls",
+    "ray_jobs.judging.ray_limiter",
 }
 LONGER_FILES = {"ray_jobs.core.config": 460}  # one list of fields, read from top to bottom
 LONGER_FUNCTIONS = {"ray_jobs.training.loop": 80}
