@@ -6,6 +6,7 @@ from typing import Any
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config, JudgeSection
 from ray_jobs.core.config_judge import OFFLINE, ModelJudgeSection
+from ray_jobs.core.errors import StageMissing
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import Bar, say
 from ray_jobs.core.run_folder import RunFolder
@@ -61,6 +62,14 @@ def check(config: Config) -> None:
         _check_keys(section)
 
 
+def _answers(section: JudgeSection, answered: Storage) -> dict[str, list[Row]]:
+    models = dict.fromkeys(model for pair in section.pairs for model in pair)
+    for model in models:
+        if not answered.exists(f"{model}.parquet"):
+            raise StageMissing(f"{answered.uri} has no answers of {model!r}: let it answer too with `raystill answer CONFIG --force`")
+    return {model: answered.read_parquet(f"{model}.parquet") for model in models}
+
+
 def _check_keys(section: JudgeSection) -> None:
     for name, options in section.model_judges().items():
         if options.local is None:
@@ -71,7 +80,7 @@ def run(config: Config, *, force: bool) -> Row:
     """Score and judge the answers of a run and return the stage's manifest.
 
     Raises:
-        StageMissing: questions or answers are not there yet.
+        StageMissing: questions, or the answers of a model, are not there yet.
         DataError: answers without their questions, or a file of verdicts that does not fit the run.
         EndpointError: no call to a judge's endpoint can succeed.
     """
@@ -80,8 +89,7 @@ def run(config: Config, *, force: bool) -> Row:
     for earlier in AFTER:
         folder.finished(earlier)
     questions = folder.folder("prepare").read_jsonl("questions.jsonl")
-    models = dict.fromkeys(model for pair in section.pairs for model in pair)
-    answers = {model: folder.folder("answer").read_parquet(f"{model}.parquet") for model in models}
+    answers = _answers(section, folder.folder("answer"))
     games = make_games(questions, answers, section.pairs)
     imported = _imports(section, games)
     vectors, rubric = _vectors(config, folder), load_rubric(section.rubric)

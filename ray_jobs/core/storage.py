@@ -140,8 +140,17 @@ class Storage:
         self.write_bytes(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
     def read_parquet(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a Parquet file."""
-        return pq.read_table(io.BytesIO(self.read_bytes(name))).to_pylist()
+        """Return the rows of a Parquet file.
+
+        Raises:
+            StorageError: it is none, or damaged.
+        """
+        content = self.read_bytes(name)
+        try:
+            return pq.read_table(io.BytesIO(content)).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise StorageError(f"{self.uri}/{name} is no Parquet file ({reason}): make its stage anew with --force") from None
 
     def write_parquet(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as one Parquet file."""

@@ -73,6 +73,16 @@ def test_answers_whose_questions_are_gone(refused):
     assert "the questions do not belong together (1 of them" in refused("judge")
 
 
+def test_a_model_that_has_not_answered_yet_and_a_damaged_file(refused):
+    without_manifest(refused.folder)
+    answers = refused.folder.folder("answer")
+    content = answers.read_bytes("student.parquet")
+    answers.write_bytes("student.parquet", content[:200])
+    assert "student.parquet is no Parquet file (" in refused("judge") and "with --force" in refused("judge")
+    answers.delete("student.parquet")
+    assert "has no answers of 'student': let it answer too with `raystill answer CONFIG --force`" in refused("judge")
+
+
 def test_verdicts_of_an_older_schema(refused):
     folder = refused.folder.folder("judge")
     folder.write_parquet("verdicts.parquet", [{**row, "schema_version": 0} for row in folder.read_parquet("verdicts.parquet")])
