@@ -29,9 +29,11 @@ def percent(share: float | None, decimals: int = 0) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """Return "p = 0.67", or "p < 0.001" below that."""
+    """Return "p = 0.67", or "p < 0.001" below that; no p is rounded to the 0.05 that decides."""
     if p is None:
         return NONE
+    if round(p, 3) == 0.05:
+        return f"p = {p:.4f}" if round(p, 4) != 0.05 else "p just below 0.05" if p < 0.05 else "p just above 0.05"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 

@@ -206,6 +206,7 @@ def test_numbers_in_words():
     assert (number(1234567), number(2.31234), number(-0.061, 2), number(None)) == ("1,234,567", "2.312", "\u22120.06", "–")
     assert (number(0.00001234), number(float("nan"))) == ("0.000012", "–")
     assert (p_value(0.0004), p_value(0.04), p_value(0.671), p_value(None)) == ("p < 0.001", "p = 0.040", "p = 0.67", "–")
+    assert (p_value(0.0496), p_value(0.0504), p_value(0.04999)) == ("p = 0.0496", "p = 0.0504", "p just below 0.05")
     assert (percent(0.527), percent(None)) == ("53\u202f%", "–")
     assert (size(134_500_000), size(12_300_000), size(999), size(None)) == ("134\u202fMB", "12.3\u202fMB", "999\u202fB", "–")
     assert (duration(3.21), duration(123), duration(3840), duration(None)) == (
