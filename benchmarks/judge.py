@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.judge_runs import middle, prove_fast_enough, run_contestant, running_stub
+from benchmarks.judge_systems import calls_per_second
 from benchmarks.turns import add_result, results
 
 Row = dict[str, Any]
@@ -77,7 +78,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", help="default: all of the test")
     parser.add_argument("--calls", type=int, default=200, help="prompts of a run; of wrong settings always 400")
     parser.add_argument("--turns", type=int, default=3, help="0 only prints the tables of --out")
-    parser.add_argument("--longest-s", type=float, default=60.0, help="a run is ended so long after its first call")
+    parser.add_argument(
+        "--longest-s", type=float, help="a run is ended so long after its first call; default: thrice what it needs, 60 at least"
+    )
     parser.add_argument("--turn", default=f"{time.time():.0f}", help="runs of one turn are compared with each other")
     parser.add_argument("--out", type=Path, default=Path("judge.jsonl"), help="raw results, one JSON line a run; added to")
     return parser.parse_args()
@@ -101,7 +104,7 @@ def run(stub: Any, test: str, case: Row, options: argparse.Namespace, *, turn: s
     settings |= {"address": options.address} if options.address else {}
     pythons = {"inspect": options.inspect_python, "curator": options.curator_python}
     python = pythons.get(case["system"].split("-")[0], sys.executable)
-    found = run_contestant(stub, cell, settings, python=python, longest_s=options.longest_s)
+    found = run_contestant(stub, cell, settings, python=python, longest_s=options.longest_s or longest_s(settings))
     found |= {"test": test, "turn": turn, "stub_serves": served}
     print(f"{test} {case}: {found['answered']} of {n}, {utilisation(found):.0%}, {found['refused']} refused", file=sys.stderr)
     if "failed" in found:
@@ -109,11 +112,30 @@ def run(stub: Any, test: str, case: Row, options: argparse.Namespace, *, turn: s
     add_result(options.out, found)
 
 
+def longest_s(settings: Row) -> float:
+    """Return thrice the seconds that a run at the limit takes."""
+    return max(60.0, 3 * (settings["n"] / calls_per_second(settings) + settings["latency_s"]))
+
+
 def utilisation(run: Row) -> float:
     """Return what was let in as a share of what the limit allowed from the first call to the last reply."""
     stub, span_s = run["stub"], max(run["span_s"], 1e-9)
     seconds = span_s + (stub["span_s"] if stub.get("enforced") == "bucket" else 0)
     used = {"requests_per_minute": run["replied"], "tokens_per_minute": run["billed_tokens"]}
+    return max(amount / (stub[limit] / 60 * seconds) for limit, amount in used.items() if stub.get(limit))
+
+
+def steady(run: Row) -> float | None:
+    """Return the share of the limit used from the first reply to the last call let in; None where no call was let in after it.
+
+    It leaves out what a client waits for before it knows whether any call can succeed, and the last calls' latency.
+    """
+    stub, began = run["stub"], run["first_reply_at"] or 0.0
+    later = [(at, tokens) for at, tokens in zip(run["let_in_at"], run["tokens"], strict=True) if at > began]
+    if len(later) < 2:
+        return None
+    seconds = later[-1][0] - began
+    used = {"requests_per_minute": len(later), "tokens_per_minute": sum(tokens for _, tokens in later)}
     return max(amount / (stub[limit] / 60 * seconds) for limit, amount in used.items() if stub.get(limit))
 
 
@@ -127,12 +149,15 @@ def grouped(runs: list[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 def utilisation_table(runs: list[Row]) -> str:
     """Return Markdown: each system's share of the limit, its losses and its price."""
     lines = [
-        "| cell | client | of the limit, % | rows lost | 429s per 100 | paid twice | start-up, s | CPU s/1,000 | peak, MiB | load | runs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| cell | calls | client | of the limit, % | from the first reply on, % | rows lost | 429s per 100 | paid twice | start-up, s | "
+        "CPU s/1,000 | peak, MiB | load | runs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (cell, system), rows in grouped(runs, "cell", "system").items():
+    for (cell, n, system), rows in grouped(runs, "cell", "n", "system").items():
+        after = [100 * share for row in rows if (share := steady(row)) is not None]
         figures = [
             middle([100 * utilisation(row) for row in rows]),
+            middle(after) if after else "-",
             lost(rows),
             middle([100 * row["refused"] / max(row["replied"], 1) for row in rows]),
             middle([row["paid_twice"] for row in rows]),
@@ -141,7 +166,7 @@ def utilisation_table(runs: list[Row]) -> str:
             f"{max(row['peak_bytes'] for row in rows) / 2**20:.0f}",
             middle([row["load"] for row in rows]),
         ]
-        lines.append(f"| {cell} | {system} | {' | '.join(figures)} | {len(rows)} |")
+        lines.append(f"| {cell} | {n} | {system} | {' | '.join(figures)} | {len(rows)} |")
     return "\n".join(lines)
 
 
@@ -210,8 +235,8 @@ def callers_table(runs: list[Row]) -> str:
 def goals(runs: list[Row]) -> list[str]:
     """Return a line for each cell in which raystill ran: its share of the best paced loop's rate in the same turn."""
     lines = []
-    for (cell, system), rows in grouped([row for row in runs if row["system"] in (OURS, WITHOUT_RAY)], "cell", "system").items():
-        bars = {row["turn"]: row for row in runs if row["cell"] == cell and row["system"] == BAR}
+    for (cell, n, system), rows in grouped([row for row in runs if row["system"] in (OURS, WITHOUT_RAY)], "cell", "n", "system").items():
+        bars = {row["turn"]: row for row in runs if (row["cell"], row["n"], row["system"]) == (cell, n, BAR)}
         pairs = [(row, bars[row["turn"]]) for row in rows if row["turn"] in bars]
         if pairs:
             shares = [100 * utilisation(ours) / utilisation(bar) for ours, bar in pairs]
@@ -219,7 +244,7 @@ def goals(runs: list[Row]) -> list[str]:
             missing = max(ours["n"] - ours["answered"] for ours, _ in pairs)
             met = statistics.median(shares) >= 95 and statistics.median(refused) <= 5 and missing == 0
             lines.append(
-                f"- {cell}, {system}: {middle(shares)}% of {BAR}, {middle(refused, 1)} 429s per 100, {missing} rows lost; "
+                f"- {cell}, {n} calls, {system}: {middle(shares)}% of {BAR}, {middle(refused, 1)} 429s per 100, {missing} rows lost; "
                 f"aimed at: at least 95%, at most 5, 0; {'met' if met else 'missed'}"
             )
     return lines

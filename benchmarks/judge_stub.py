@@ -72,6 +72,7 @@ class Counts:
     billed: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     refused: int = 0
     replied: int = 0
+    first_reply_at: float | None = None
     last_reply_at: float = 0.0
     in_flight: int = 0
     most_in_flight: int = 0
@@ -137,6 +138,7 @@ class Judge:
             counts.in_flight -= 1
         counts.replied += 1
         counts.last_reply_at = self.now()
+        counts.first_reply_at = counts.last_reply_at if counts.first_reply_at is None else counts.first_reply_at
         return web.json_response(completion(body["model"], key, chance, usage), headers=headers)
 
     def _admit(self, now: float, tokens: int) -> float:
@@ -188,6 +190,7 @@ class Judge:
             "in_flight": counts.in_flight,
             "most_in_flight": counts.most_in_flight,
             "span_s": span_s,
+            "first_reply_at": counts.first_reply_at,
             "served_per_s": counts.replied / span_s if span_s else 0.0,
             "most_asked_in_1s": most_in_window(asked, 1.0),
             "most_let_in_in_1s": most_in_window(let_in, 1.0),

@@ -209,15 +209,16 @@ class Limiter:
             if report.grant is not None:
                 self._pace.hand_back(report.grant.taken, report.grant.tokens)
         elif report.result == "late" and report.grant is not None:
-            self._pace.put_off(report.grant.taken, report.late_s)
+            self._pace.put_off(report.grant.taken, now, report.late_s)
         elif report.result == "ok":
             self._learn_tokens(report)
-            self._is_proven, self._vain_episodes, self._failed_in_a_row, self._refused_since = True, 0, 0, None
+            self._prove(report, now)
+            self._vain_episodes, self._failed_in_a_row, self._refused_since = 0, 0, None
             self._pace.note(ok=1)
         elif report.result == "refused":
             self._refuse(report, now)
         elif report.result == "gave_up":
-            self._give_up(report)
+            self._give_up(report, now)
         if report.stop:
             self.stop(report.stop, "storage" if report.is_storage else "endpoint")
 
@@ -226,10 +227,16 @@ class Limiter:
         if not self.stopped:
             self.stopped, self.why = reason, why
 
-    def _give_up(self, report: Report) -> None:
+    def _prove(self, report: Report, now: float) -> None:
+        """The endpoint answers: the next calls need not wait for each other."""
+        if not self._is_proven and report.grant is not None:
+            self._pace.put_off(report.grant.taken, now)  # its way was a new client's and a new connection's, how long is unknown
+        self._is_proven = True
+
+    def _give_up(self, report: Report, now: float) -> None:
         if report.is_unreachable and not self._is_proven:
             self.stop(report.error, "endpoint")
-        self._is_proven = True  # it answers: the next calls need not wait for each other
+        self._prove(report, now)
         self.num_of_rows += report.is_of_row
         self._failed_in_a_row += not report.is_of_row
         if self._failed_in_a_row >= FAILED_IN_A_ROW:

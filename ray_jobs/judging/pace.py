@@ -94,11 +94,11 @@ class Pace:
             self._taken.remove(taken)
             self.correct(-tokens)
 
-    def put_off(self, taken: float, late_s: float) -> None:
-        """Count a request at the time when it left, where that was later than its moment: it is the endpoint's count too."""
+    def put_off(self, taken: float, now: float, late_s: float = math.inf) -> None:
+        """Count a request as having left so long after its moment, by default just now: so the endpoint counts it."""
         if taken in self._taken:
             self._taken.remove(taken)
-            insort(self._taken, taken + late_s)
+            insort(self._taken, min(taken + late_s, now - self._paused_s))
 
     def correct(self, tokens: float) -> None:
         """Add the tokens that a request took beyond its estimate; below 0 it took fewer."""

@@ -6,6 +6,7 @@ interrupted, not killed, waits for what is in flight.
 """
 
 import asyncio
+import gc
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CPUS = 0.1
-BLOCKS_PER_CALLER = 4
-"""Blocks that a caller works on at once, each half its window: a slow call holds back its block's end, no other call."""
+BLOCKS_PER_CALLER, BLOCKS_PER_WINDOW = 32, 8
+"""Blocks that a caller works on at once, and that make its window: a block ends with its slowest call, three windows wait beside it."""
 LIMITERS = 3
 """Times that a limiter is started: one may be lost with its node."""
 
@@ -155,7 +156,7 @@ def _run(
     try:
         patience_s = endpoint.timeout_s + SETTLE_S
         with Watch(limiter, title, len(calls)) as watch, interrupt_late(watch.pause, patience_s=patience_s):
-            rows = list(_map(calls, options, block_rows=max(1, window // 2), size=size))
+            rows = list(_map(calls, options, block_rows=max(1, window // BLOCKS_PER_WINDOW), size=size))
             told = watch.look()
     finally:
         ray.kill(limiter)
@@ -183,6 +184,7 @@ class _Caller:
     def __init__(self, *, endpoint: EndpointOptions, ledger: Ledger, prices: Prices, window: int, limiter: Any):
         gate, name = RayGate(limiter), uuid.uuid4().hex
         self._caller = Caller(name=name, options=endpoint, ledger=ledger, gate=gate, prices=prices, window=window)
+        gc.freeze()  # else the collector looks through all that was imported in the midst of the run, and nothing leaves meanwhile
 
     async def __call__(self, table: "pa.Table") -> AsyncIterator[dict[str, list[str]]]:
         """Yield rows of a key and a Reply, None for one never asked, from Call rows."""

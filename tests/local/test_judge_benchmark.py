@@ -130,10 +130,18 @@ def test_a_contestants_run_has_its_own_word_and_the_stubs(stub):
     assert (found["answered"], found["billed"], found["paid_twice"], found["finished"]) == (20, 20, 0, True)
     assert found["cpu_s"] > 0 and found["peak_bytes"] > 0 and judge.utilisation(found) > 0
     row = {**found, "test": "utilisation", "turn": "0", "callers": None}
-    assert "| c | paced-0.97 | " in judge.utilisation_table([row])
+    assert "| c | 20 | paced-0.97 | " in judge.utilisation_table([row])
     assert judge.goals([row, {**row, "system": "raystill"}]) == [
-        "- c, raystill: 100% of paced-0.97, 0.0 429s per 100, 0 rows lost; aimed at: at least 95%, at most 5, 0; met"
+        "- c, 20 calls, raystill: 100% of paced-0.97, 0.0 429s per 100, 0 rows lost; aimed at: at least 95%, at most 5, 0; met"
     ]
+
+
+@pytest.mark.parametrize(("limit", "share"), [({"requests_per_minute": 1200}, 0.5), ({"tokens_per_minute": 120_000}, 0.75)])
+def test_from_the_first_reply_on_what_was_waited_for_does_not_count(limit, share):
+    times = [0.0] + [3.0 + (i + 1) / 10 for i in range(100)]
+    run = {"stub": limit, "first_reply_at": 3.0, "let_in_at": times, "tokens": [150] * 101}
+    assert judge.steady(run) == pytest.approx(share)
+    assert judge.steady({**run, "first_reply_at": 20.0}) is None
 
 
 def test_recovery_is_counted_from_the_change_to_two_seconds_near_the_new_limit():

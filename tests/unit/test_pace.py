@@ -32,7 +32,7 @@ LIMITS = {
 
 @pytest.mark.parametrize(("num_callers", "gate_s", "latency_s"), [(1, 0.0, 0.3), (1, 0.003, 3.0), (2, 0.003, 0.3), (4, 0.003, 0.3)])
 @pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
-@pytest.mark.parametrize(("stalls", "least"), [(None, 0.985), ((3.0, 0.25), 0.965)], ids=["quiet", "stalls"])
+@pytest.mark.parametrize(("stalls", "least"), [(None, 0.985), ((3.0, 0.25), 0.955)], ids=["quiet", "stalls"])
 def test_what_callers_miss_is_made_up_for_and_no_limit_is_passed_by_it(limit, num_callers, gate_s, latency_s, stalls, least):
     provider = Provider(**limit, latency=lambda: latency_s, wait_s="exact", counts_refused=False)
     _, done = simulate(provider, num_calls=400, num_callers=num_callers, gate_s=gate_s, jitter_s=0.003, stalls=stalls)
@@ -41,7 +41,7 @@ def test_what_callers_miss_is_made_up_for_and_no_limit_is_passed_by_it(limit, nu
     assert provider.refused <= 0.01 * 400
 
 
-@pytest.mark.parametrize(("num_calls", "latency_s", "least"), [(200, 0.3, 0.98), (200, 3.0, 0.83), (2000, 3.0, 0.96)])
+@pytest.mark.parametrize(("num_calls", "latency_s", "least"), [(200, 0.3, 0.96), (200, 3.0, 0.80), (2000, 3.0, 0.96)])
 def test_what_the_first_call_costs_that_goes_alone(num_calls, latency_s, least):
     provider = Provider(requests=20, window_s=1.0, latency=lambda: latency_s)
     _, done = simulate(provider, num_calls=num_calls, gate_s=0.003, jitter_s=0.003)
