@@ -155,7 +155,7 @@ def _judges(config: Config) -> dict[str, Any]:
             **options.model_dump(include={"requests_per_minute", "tokens_per_minute", "backend"}),
         )
         plans.append(plan._asdict())
-        lines += in_words(plan, is_local=judge.is_local)
+        lines += in_words(plan)
     return {"plans": plans, "lines": lines}
 
 

@@ -1,7 +1,7 @@
 """What a language-model judge will cost: calls, tokens, dollars and minutes, before one call is sent. No network."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ray_jobs.judging.batch import HALF
 from ray_jobs.judging.calls import Call
@@ -31,7 +31,8 @@ class CallPlan(NamedTuple):
         calls: not answered yet; an upper bound where `is_exact` is false, as rules settle equal and empty answers.
         answered: calls that the ledger has the reply to: they cost nothing.
         usd: None where a price is unknown.
-        minutes: at the given limits; None where the pace is learned from the endpoint.
+        minutes: at the given limits; None where the pace is learned from the endpoint, or none is kept.
+        place: who answers: an endpoint by calls or by batch, or the cluster.
     """
 
     judge: str
@@ -43,6 +44,7 @@ class CallPlan(NamedTuple):
     completion_tokens: Range
     usd: Range | None
     minutes: float | None
+    place: Literal["calls", "batch", "cluster"] = "calls"
 
 
 def games_to_plan(questions: Sequence[Row], answers: Mapping[str, list[Row]] | None, pairs: Sequence[tuple[str, str]]) -> list[Game]:
@@ -65,7 +67,7 @@ def plan_calls(
     missing_answer_tokens: int,
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
-    backend: str = "calls",
+    backend: Literal["calls", "batch"] = "calls",
 ) -> CallPlan:
     """Return what a judge costs.
 
@@ -84,7 +86,8 @@ def plan_calls(
     not_planted = sum(call.key not in kept for call in played.values())
     prompt = _prompt_tokens(new, 2 * missing_answer_tokens * not_planted)
     completion = Range(len(new) * min(LEAST_REPLY_TOKENS, judge.max_tokens), len(new) * judge.max_tokens)
-    share = HALF if backend == "batch" else 1.0
+    place: Literal["calls", "batch", "cluster"] = "cluster" if judge.is_local else backend
+    share = HALF if place == "batch" else 1.0
     costs = [judge.prices.cost(round(read), round(written)) for read, written in zip(prompt, completion, strict=True)]
     return CallPlan(
         judge=judge.label,
@@ -95,7 +98,8 @@ def plan_calls(
         prompt_tokens=prompt,
         completion_tokens=completion,
         usd=None if costs[0] is None or costs[1] is None else Range(share * costs[0], share * costs[1]),
-        minutes=_minutes(len(new), prompt.high + completion.high, requests_per_minute, tokens_per_minute),
+        minutes=None if place != "calls" else _minutes(len(new), prompt.high + completion.high, requests_per_minute, tokens_per_minute),
+        place=place,
     )
 
 
@@ -109,7 +113,7 @@ def _minutes(calls: int, tokens: float, requests_per_minute: float | None, token
     return max(given) if given else None
 
 
-def in_words(plan: CallPlan, *, is_local: bool) -> list[str]:
+def in_words(plan: CallPlan) -> list[str]:
     """Return the lines that say it."""
     bound = "" if plan.is_exact else " at most, as equal and empty answers need none"
     lines = [f"judge {plan.judge}: {plan.calls} calls{bound} ({plan.canaries} of all are canaries); {plan.answered} are answered already"]
@@ -118,6 +122,8 @@ def in_words(plan: CallPlan, *, is_local: bool) -> list[str]:
     if plan.usd is not None:
         cost = f"{plan.usd.low:.2f} to {plan.usd.high:.2f} USD"
     pace = "the pace is learned from the endpoint" if plan.minutes is None else f"{plan.minutes:.1f} minutes at the limit"
-    if is_local:
+    if plan.place == "batch":
+        pace = "up to a day, by the provider's batches"
+    if plan.place == "cluster":
         cost, pace = "no price", "made in the cluster"
     return [*lines, f"  {tokens[0]} tokens read, {tokens[1]} written (estimated from characters); {cost}; {pace}"]

@@ -57,7 +57,7 @@ def test_equal_answers_are_no_calls_and_without_answers_all_games_are(planned):
     bound = planned(games_of(lambda model, n: model), canaries=3, missing=100)
     assert (bound.calls, bound.is_exact) == (23, False)
     assert bound.prompt_tokens.high >= 20 * 2 * 100
-    assert "23 calls at most" in in_words(bound, is_local=False)[0]
+    assert "23 calls at most" in in_words(bound)[0]
 
 
 def test_repeats_multiply_and_kept_replies_cost_nothing(planned, tmp_path):
@@ -82,10 +82,12 @@ def test_price_and_minutes_are_ranges_of_the_tokens(planned):
     assert planned(games_of(lambda model, n: f"{model} {n}"), rpm=40).minutes == 0.5
     batch = planned(games_of(lambda model, n: f"{model} says {n}"), backend="batch")
     assert batch.usd == (pytest.approx(found.usd.low / 2), pytest.approx(found.usd.high / 2)) and batch.calls == found.calls
+    slow = planned(games_of(lambda model, n: f"{model} says {n}"), backend="batch", rpm=1)
+    assert slow.minutes is None and "up to a day" in in_words(slow)[1]
     unknown = planned(games_of(lambda model, n: f"{model} {n}"), judge_=JUDGE._replace(prices=Prices()))
     assert (unknown.usd, unknown.minutes) == (None, None)
     assert planned(games_of(lambda model, n: f"{model} {n}"), judge_=JUDGE._replace(prices=Prices(1.0, None)), backend="batch").usd is None
-    assert "unknown price" in in_words(unknown, is_local=False)[1] and "learned from the endpoint" in in_words(unknown, is_local=False)[1]
+    assert "unknown price" in in_words(unknown)[1] and "learned from the endpoint" in in_words(unknown)[1]
 
 
 def test_listed_prices_are_of_the_providers_own_endpoint_alone():
