@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ray_jobs.core.models import resolve_model
 from ray_jobs.judging.course_vectors import sentences, train
+from ray_jobs.judging.coverage import Encode, cover, statements
+from ray_jobs.judging.encoder import SentenceEncoder
 from ray_jobs.judging.pooling import pool, unit, words
 from ray_jobs.judging.rates import Rate, clustered_rate
 from ray_jobs.judging.similarity import METRICS, score_answers
@@ -26,6 +29,8 @@ Row = dict[str, Any]
 SPEED_PAIRS = 1000
 TURNS = 5
 GLOVE = "glove-6b-50d"
+ENCODER, THRESHOLD = "minilm-l6", 0.6
+"""The coverage judge's defaults."""
 
 
 def read(folder: Path, language: str) -> tuple[list[Row], list[Row]]:
@@ -86,6 +91,29 @@ def ranks_grades(values: dict[str, float | None], answers: list[Row]) -> Rate:
     return clustered_rate(won, played)
 
 
+def coverage(questions: list[Row], answers: list[Row], encode: Encode) -> str:
+    """Return a line: how the coverage judge's score ranks grades, and its mean to the own and to another question's sample answer."""
+    parts = {text: statements(text) for text in {row["text"] for row in answers} | {row["reference"] for row in questions}}
+    distinct = sorted({statement for said in parts.values() for statement in said}, key=lambda said: (len(said), said))
+    vectors = dict(zip(distinct, encode(distinct), strict=True))
+    embedded = {text: np.stack([vectors[statement] for statement in said]) for text, said in parts.items()}
+
+    def score(reference: str, text: str) -> float:
+        return cover(embedded[reference], embedded[text], threshold=THRESHOLD).score
+
+    place = {row["question_id"]: i for i, row in enumerate(questions)}
+    right = [place[row["question_id"]] for row in answers]
+    own = [score(questions[r]["reference"], row["text"]) for row, r in zip(answers, right, strict=True)]
+    # of every answer, the sample answer of the question after its own
+    wrong = [score(questions[(r + 1) % len(questions)]["reference"], row["text"]) for row, r in zip(answers, right, strict=True)]
+    rate = ranks_grades({row["answer_id"]: value for row, value in zip(answers, own, strict=True)}, answers)
+    rho = stats.spearmanr(own, [len(words(row["text"])) for row in answers]).statistic
+    return (
+        f"coverage judge: ranks grades right {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}], rho with length {rho:.2f}, "
+        f"own sample answer {np.mean(own):.3f}, another's {np.mean(wrong):.3f}"
+    )
+
+
 def table(questions: list[Row], answers: list[Row], vectors: Any, *, floor: float) -> str:
     """Return a Markdown table: each metric's ranking of grades, its correlation with length, right and wrong sample answers."""
     rows, scales = score_answers(questions, answers, vectors, min_known_share=floor)
@@ -116,6 +144,7 @@ def main() -> None:
         questions, answers = read(Path(options.data), language)
         if language == "english":
             print(speed(questions, answers), flush=True)
+        print(f"\n{language}, {coverage(questions, answers, SentenceEncoder(resolve_model(ENCODER)))}", flush=True)
         own = train(sentences([row["reference"] for row in questions] + [row["text"] for row in answers]), seed=0)
         for name, vectors in ((GLOVE, load_vectors(GLOVE).keyed), ("trained on these texts", own)):
             print(f"\n{language}, {len(questions)} questions, {len(answers)} answers, vectors: {name}\n")

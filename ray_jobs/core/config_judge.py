@@ -74,7 +74,7 @@ class JudgeSection(Section):
     """Below this share of words with a vector an answer or sample answer gets no similarity. The embedded English
     vectors know at least 0.91 of each English sample answer of the course and at most 0.83 of each German one."""
     coverage_model: str = "minilm-l6"
-    """Sentence encoder of the coverage judge."""
+    """Sentence encoder of the coverage judge. The built-in one was trained on English: of German it is less sure."""
     coverage_threshold: Share = 0.6
     """Cosine from which a statement of the sample answer counts as covered."""
     coverage_margin: Share = 0.05

@@ -19,6 +19,8 @@ from ray_jobs.judging.pairs import Game, Ruling, settle
 Encode = Callable[[list[str]], NDArray[np.float32]]
 SPLITTER_VERSION = 1
 MIN_WORDS = 3
+ENGLISH_ENCODERS = ("minilm-l6",)
+"""Built-in sentence encoders that were trained on English alone."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'“„(]?[A-ZÄÖÜ0-9])")
 _ENDS_IN_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|bzw|ca|Nr|No|Fig|Abb)|\b(?:z\.\s?B|d\.\s?h|u\.\s?a|s\.\s?o))\.$")
 _ITEM = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ray_jobs.core.records import Comparison
+from ray_jobs.judging.coverage import ENGLISH_ENCODERS
 from ray_jobs.reporting.findings import matches
 from ray_jobs.reporting.run_files import Rows, RunFiles
 
@@ -73,4 +74,19 @@ def language_sentences(found: Iterable[Mapping[str, Any]], vectors: str | None) 
         f"{f' from the vectors {vectors}' if vectors else ''} ({next(iter(entry['reasons']))}): similarity says nothing about them."
         for entry in found
         if entry["answers"] and entry["without_cosine"] >= WORTH_SAYING * entry["answers"]
+    ]
+
+
+def encoder_sentences(found: Iterable[Mapping[str, Any]], encoder: str | None) -> list[str]:
+    """Return one sentence where the coverage judge spoke of a language that its encoder was not trained on.
+
+    Args:
+        encoder: its name, None where the coverage judge said nothing.
+    """
+    foreign = [f"{entry['questions']} {language_name(entry['language'])}" for entry in found if entry["language"] != "en"]
+    if encoder not in ENGLISH_ENCODERS or not foreign:
+        return []
+    return [
+        f"The coverage judge's encoder {encoder} was trained on English: its word on the {' and '.join(foreign)} questions is less sure; "
+        "read the languages apart."
     ]

@@ -6,10 +6,10 @@ from typing import Any
 from ray_jobs.core.records import SCHEMA_VERSION, Comparison
 from ray_jobs.judging.pairs import pair_results
 from ray_jobs.judging.results import SIMILARITY, describe_judge, rank_models
-from ray_jobs.reporting.answer import HUMAN, answer_sentence, coverage_sentences, leading_judge, speaking_matches
+from ray_jobs.reporting.answer import HUMAN, OFFLINE, answer_sentence, coverage_sentences, leading_judge, speaking_matches
 from ray_jobs.reporting.comparisons import judges_of, pairs_of
 from ray_jobs.reporting.findings import Finding, agreements, matches
-from ray_jobs.reporting.languages import language_sentences, languages
+from ray_jobs.reporting.languages import encoder_sentences, language_sentences, languages
 from ray_jobs.reporting.measures import judging_facts, length_correlations, more_matches
 from ray_jobs.reporting.run_files import RunFiles
 from ray_jobs.reporting.sentences import agreement_sentence, loss_sentence, verdict_sentence
@@ -27,7 +27,7 @@ def summarise(run: RunFiles, comparisons: list[Comparison]) -> dict[str, Any]:
     agreed = agreements(comparisons, seed=run.seed)
     judges = [_judge(run, judge) for judge in judges_of(run)]
     spoken = languages(run, comparisons)
-    sentences = _sentences(run, found, agreed, judges) + language_sentences(spoken, run.vectors)
+    sentences = _sentences(run, found, agreed, judges) + language_sentences(spoken, run.vectors) + encoder_sentences(spoken, _encoder(run))
     return {
         "schema_version": SCHEMA_VERSION,
         "run": run.name,
@@ -89,6 +89,11 @@ def _judge(run: RunFiles, judge: str) -> Finding:
         "cost_usd": sum(costs) if costs and None not in costs else None,
         "card": _card(run, judge),
     }
+
+
+def _encoder(run: RunFiles) -> str | None:
+    told = run.manifests.get("judge", {}).get("judges", []) if OFFLINE in judges_of(run) else []
+    return next((entry.get("model") for entry in told if entry["name"] == OFFLINE), None)
 
 
 def _card(run: RunFiles, judge: str) -> Finding:

@@ -15,7 +15,7 @@ from ray_jobs.reporting.evidence_view import evidence_view
 from ray_jobs.reporting.interval_chart import Interval, interval_chart
 from ray_jobs.reporting.judge_view import judge_view, jury_sentences
 from ray_jobs.reporting.kappa_matrix import kappa_matrix
-from ray_jobs.reporting.languages import language_sentences
+from ray_jobs.reporting.languages import encoder_sentences, language_sentences
 from ray_jobs.reporting.measures import length_correlations
 from ray_jobs.reporting.run_files import read_run
 from ray_jobs.reporting.scatter import MOST_POINTS, scatter
@@ -146,6 +146,14 @@ def test_answers_without_a_cosine_are_counted_by_language_with_their_reason(run,
         "36 of 36 German answers have no cosine from the vectors glove"
     )
     assert not language_sentences([english], None)
+
+
+def test_the_coverage_judges_word_on_a_language_its_encoder_was_not_trained_on_is_said_to_be_less_sure(told):
+    said = [sentence for sentence in told["sentences"] if "was trained on English" in sentence]
+    assert len(said) == 1 and "encoder minilm-l6" in said[0] and "on the 12 German questions" in said[0]
+    english = [entry for entry in told["languages"] if entry["language"] == "en"]
+    assert encoder_sentences(english, "minilm-l6") == encoder_sentences(told["languages"], None) == []
+    assert encoder_sentences(told["languages"], "/models/multilingual") == []
 
 
 def test_a_budget_that_ran_out_is_said_and_counted(tmp_path):
