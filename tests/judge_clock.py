@@ -147,6 +147,15 @@ class Play:
             self.done.append(self.now)
         else:
             self.todo, caller.paused = self.todo + 1, max(caller.paused, report.grant.episode)
+            self._hand_back(i)
+
+    def _hand_back(self, i):
+        """Let a caller's sends to come look now whether their moment still holds."""
+        mine = [event for event in self._events if event[2:4] == ("send", i) and event[4][0].episode <= self.callers[i].paused]
+        self._events = [event for event in self._events if event not in mine]
+        heapq.heapify(self._events)
+        for event in mine:
+            self.push(self.now, "send", i, event[4])
 
     def _soon(self, mean_s):
         return self.now + (self._draw.expovariate(1 / mean_s) if mean_s else 0.0)

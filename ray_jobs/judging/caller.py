@@ -77,6 +77,7 @@ class Caller:
         self._broken: BaseException | None = None
         self._threads = ThreadPoolExecutor(THREADS)
         self._episode, self._stopped = -1, False
+        self._halted = asyncio.Event()  # a new one each time
 
     async def ask(self, call: Call) -> Reply | None:
         """Return the reply to a call, or one with the error that it was given up for; None where all asking has stopped."""
@@ -118,6 +119,7 @@ class Caller:
             outcome = await self._endpoint.send(tries.request)
             if outcome.kind == "refused":
                 self._episode = max(self._episode, permit.grant.episode)
+                self._halt()
             report, tries, wait_s = read_outcome(outcome, ask, permit.grant, tries, prices=self._prices, options=self._options)
             if report.result in {"ok", "gave_up"}:
                 return await self._finish(call, tries.reply(outcome, self._prices), report, tries)
@@ -130,12 +132,18 @@ class Caller:
             await self._in_thread(self._ledger.intend, call.key, tries.intent(tries.billed + 1, self._prices))
         except StorageError as error:
             return Report("unsent", ask, permit.grant, stop=str(error), is_storage=True)
-        await asyncio.sleep(permit.moment - time.monotonic())
-        if permit.grant.episode <= self._episode or self._stopped:  # refused since: this moment lies in the pause
+        while self._holds(permit.grant) and (wait_s := permit.moment - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._halted.wait(), wait_s)
+        if not self._holds(permit.grant):
             return Report("unsent", ask, permit.grant)
         if (late_s := time.monotonic() - permit.moment) > LATE_S:
             self._report(Report("late", grant=permit.grant, late_s=late_s), slot=False)
         return None
+
+    def _holds(self, grant: Grant) -> bool:
+        """A moment that was given before a refusal lies in the pause."""
+        return grant.episode > self._episode and not self._stopped
 
     async def _withdraw(self, call: Call, tries: Tries) -> None:
         """Take back the intent of a send that never was, or was not billed: it counts against no budget."""
@@ -219,8 +227,14 @@ class Caller:
                 wait_s = lease.wait_s if is_wanted else ALIVE_S
                 await asyncio.wait_for(self._changed.wait(), max(wait_s - LEASE_EVERY_S, 0.001))
 
+    def _halt(self) -> None:
+        """Let those who wait for their moment look whether it still holds: what is handed back at once is given to others."""
+        self._halted.set()
+        self._halted = asyncio.Event()
+
     def _stop(self) -> None:
         self._stopped = True
+        self._halt()
         while self._waiting:
             self._waiting.popleft()[1].set_result(None)
 
