@@ -16,7 +16,7 @@ class BatchServer:
         looks: how often a batch is looked at before it has ended.
         num_answered: calls that are answered before the batch expires; None answers all.
         refuses: whether a request is answered by an error 400.
-        hook: called with the method and path of each request, before it is answered.
+        hook: called with the method and path of each request, before it is answered; a status that it returns is the answer.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class BatchServer:
         looks: int = 1,
         num_answered: int | None = None,
         refuses: Callable[[dict], bool] = lambda request: False,
-        hook: Callable[[str, str], None] = lambda method, path: None,
+        hook: Callable[[str, str], int | None] = lambda method, path: None,
     ):
         self.looks, self.num_answered, self.refuses, self.hook = looks, num_answered, refuses, hook
         self.files: dict[str, str] = {}
@@ -97,9 +97,11 @@ class BatchServer:
 def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            server.hook("POST", self.path)
+            status = server.hook("POST", self.path)
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            if self.path == "/v1/files":
+            if status:
+                self._send(error("not here"), status)
+            elif self.path == "/v1/files":
                 lines = [line for line in body.splitlines() if line.startswith('{"custom_id"')]
                 self._send(json.dumps(server.add_file("\n".join(lines))))
             else:
@@ -115,9 +117,9 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self._send(json.dumps({"object": "list", "data": list(server.batches.values()), "has_more": False}))
 
-        def _send(self, text: str) -> None:
+        def _send(self, text: str, status: int = 200) -> None:
             body = text.encode()
-            self.send_response(200)
+            self.send_response(status)
             for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()

@@ -1,7 +1,8 @@
 """The provider's batch endpoint: all calls in one file, half the price, up to a day; the replies go into the same ledger.
 
 What a batch holds is written before it is made, and its id before anybody waits for it: a killed run finds its batch again, by
-the id or by the name it gave it, and pays no second one. Free of Ray: one process uploads and waits.
+the id or by the name it gave it, and pays no second one. A batch that is refused leaves the ledger as it was. Free of Ray: one
+process uploads and waits.
 
     FOLDER/batches/NAME.json    the calls of a batch, its id, and whether its replies are kept
 """
@@ -179,20 +180,30 @@ class _Batches:
 
         keys = [call.key for call in calls]
         name = content_id(keys, time.time_ns())
+        try:
+            upload = self._client.files.create(file=("calls.jsonl", io.BytesIO(b"".join(map(_line, calls)))), purpose="batch")
+        except OpenAIError as error:
+            raise self._error(error) from None
         with ThreadPoolExecutor(THREADS) as pool:
             before = dict(zip(keys, pool.map(self._ledger.intent, keys), strict=True))
             record = _Record(keys, doubtful={key: intent.sends for key, intent in before.items() if intent.sends})
             self._write(name, record)
             list(pool.map(lambda call: self._intend(call, before[call.key]), calls))
         try:
-            upload = self._client.files.create(file=("calls.jsonl", io.BytesIO(b"".join(map(_line, calls)))), purpose="batch")
             batch = self._client.with_options(max_retries=0).batches.create(
                 input_file_id=upload.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={LABEL: name}
             )
         except OpenAIError as error:
+            if _is_refused(error):
+                self._take_back(name, record, before)
             raise self._error(error) from None
         self._write(name, record._replace(batch_id=batch.id))
         return name
+
+    def _take_back(self, name: str, record: _Record, before: dict[str, Intent]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(self._ledger.intend, before.keys(), before.values()))
+        self._write(name, record._replace(is_done=True))
 
     def _intend(self, call: Call, before: Intent) -> None:
         tokens, usd = (most_prompt_tokens(call.request), most_completion_tokens(call.request)), _worst(call, self._prices)
@@ -261,6 +272,13 @@ class _Batches:
         text = " ".join(str(error).replace(self._endpoint.api_key.get_secret_value(), "***").split())[:300]
         where = self._endpoint.base_url or "the provider's endpoint"
         return EndpointError(f"{where} cannot be asked for a batch: {text}; the same command goes on where this one ended")
+
+
+def _is_refused(error: Exception) -> bool:
+    """Return whether an error says that no batch was made; one of the server's own, or a lost connection, may have come after it."""
+    from openai import APIStatusError
+
+    return isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code != 408
 
 
 def _is_expired(line: dict[str, Any]) -> bool:

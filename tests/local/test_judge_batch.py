@@ -128,6 +128,19 @@ def test_what_calls_may_have_cost_before_a_batch_still_counts(ledger):
     assert ledger.intent(last.key).sends == 2 and ledger.reply(first.key).doubtful == 2
 
 
+@pytest.mark.parametrize(("path", "status"), [("/v1/files", 404), ("/v1/files", 401), ("/v1/batches", 404)])
+def test_a_batch_that_is_refused_leaves_the_ledger_as_it_was(ledger, path, status):
+    first = calls_to()[0]
+    ledger.intend(first.key, Intent(2, usd=0.5))
+    before = ledger.spent()
+    with BatchServer(hook=lambda method, at: status if at == path else None).running() as server:
+        with pytest.raises(EndpointError, match=f"cannot be asked for a batch: Error code: {status}"):
+            ask(server, ledger)
+        assert ledger.spent() == before and not open_batches(ledger, [call.key for call in calls_to()])
+        server.hook = lambda method, at: None
+        assert ask(server, ledger, budget=Budget(calls=NUM + 2)).counters.ok == NUM
+
+
 def test_a_text_that_is_refused_is_an_unscored_row(ledger):
     with BatchServer(refuses=lambda request: "\nxx\n<" in request["messages"][0]["content"]).running() as server:
         asked = ask(server, ledger)
