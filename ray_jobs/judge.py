@@ -5,10 +5,11 @@ from typing import Any
 
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config, JudgeSection
-from ray_jobs.core.config_judge import OFFLINE, ModelJudgeSection
+from ray_jobs.core.config_judge import ModelJudgeSection
 from ray_jobs.core.errors import StageMissing
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import Bar, say
+from ray_jobs.core.records import OFFLINE
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus.files import find_file

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_jobs.core.config_base import Positive, Section, Share
+from ray_jobs.core.records import OFFLINE
 
 Model = Literal["base", "teacher", "student"]
 Price = Annotated[float, Field(ge=0)] | None
-OFFLINE, FIRST = "coverage", "openai"
-"""Judges that every config has: sentences covered, without a network, and [judge.openai]."""
+FIRST = "openai"
+"""The judge of [judge.openai], which every config has beside the offline one."""
 
 
 class ModelJudgeSection(Section):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 Winner = Literal["a", "b", "tie"]
+OFFLINE, JURY, HUMAN = "coverage", "jury", "human"
+"""Names of judges in the rows: no language model at all, the majority of several, and people."""
 
 
 def content_id(*parts: object) -> str:

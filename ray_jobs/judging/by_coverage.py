@@ -5,14 +5,13 @@ from typing import Any
 
 from ray_jobs.core.models import resolve_model
 from ray_jobs.core.progress import OnProgress
+from ray_jobs.core.records import OFFLINE
 from ray_jobs.judging.coverage import CoverageJudge, rubric_sha
 from ray_jobs.judging.encoder import SentenceEncoder
 from ray_jobs.judging.judged import Judged
 from ray_jobs.judging.pairs import Game, verdict_row
 
 Row = dict[str, Any]
-NAME = "coverage"
-"""The judge's name in the rows."""
 GAMES_PER_BATCH = 32
 
 
@@ -31,7 +30,7 @@ def judge_by_coverage(games: Sequence[Game], *, model: str, work: Callable[[list
         on_progress(len(rows), len(games), "")
     place = {(game.question_id, game.model_a, game.model_b, game.swapped): i for i, game in enumerate(games)}
     rows.sort(key=lambda row: place[row["question_id"], row["model_a"], row["model_b"], row["swapped"]])
-    return Judged(NAME, rows, {"model": model, "rubric_sha": rows[0]["rubric_sha"] if rows else None})
+    return Judged(OFFLINE, rows, {"model": model, "rubric_sha": rows[0]["rubric_sha"] if rows else None})
 
 
 class CoverageWorker:
@@ -53,4 +52,4 @@ class CoverageWorker:
         """Return {"verdicts": Verdict rows} of {"games": Game rows}."""
         games = [Game(**row) for row in batch["games"]]
         ruled = zip(games, self._judge.judge(games), strict=True)
-        return {"verdicts": [verdict_row(game, ruling, judge=NAME, rubric_sha=self._rubric_sha) for game, ruling in ruled]}
+        return {"verdicts": [verdict_row(game, ruling, judge=OFFLINE, rubric_sha=self._rubric_sha) for game, ruling in ruled]}

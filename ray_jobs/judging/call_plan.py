@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple
 from ray_jobs.judging.batch import HALF
 from ray_jobs.judging.calls import Call
 from ray_jobs.judging.canaries import Canary
+from ray_jobs.judging.endpoint import prompt_chars
 from ray_jobs.judging.ledger import Ledger
 from ray_jobs.judging.openai_judge import ModelJudge
 from ray_jobs.judging.pairs import Game, make_games
+from ray_jobs.judging.prices import FREE
 
 Row = dict[str, Any]
 CHARS_PER_TOKEN = (5.0, 3.0)
@@ -30,7 +32,8 @@ class CallPlan(NamedTuple):
     Attributes:
         calls: not answered yet; an upper bound where `is_exact` is false, as rules settle equal and empty answers.
         answered: calls that the ledger has the reply to: they cost nothing.
-        usd: None where a price is unknown.
+        prompt_tokens: with the schema, each call sent once; so are completion_tokens: a reply that is cut is asked for again.
+        usd: None where a price is unknown, unless there is no call left to pay.
         minutes: at the given limits; None where the pace is learned from the endpoint, or none is kept.
         place: who answers: an endpoint by calls or by batch, or the cluster.
     """
@@ -88,7 +91,8 @@ def plan_calls(
     completion = Range(len(new) * min(LEAST_REPLY_TOKENS, judge.max_tokens), len(new) * judge.max_tokens)
     place: Literal["calls", "batch", "cluster"] = "cluster" if judge.is_local else backend
     share = HALF if place == "batch" else 1.0
-    costs = [judge.prices.cost(round(read), round(written)) for read, written in zip(prompt, completion, strict=True)]
+    prices = judge.prices if new else FREE
+    costs = [prices.cost(round(read), round(written)) for read, written in zip(prompt, completion, strict=True)]
     return CallPlan(
         judge=judge.label,
         calls=len(new),
@@ -104,7 +108,7 @@ def plan_calls(
 
 
 def _prompt_tokens(calls: Iterable[Call], missing_tokens: int) -> Range:
-    chars = sum(len(message["content"]) for call in calls for message in call.request["messages"])
+    chars = sum(prompt_chars(call.request) for call in calls)
     return Range(chars / CHARS_PER_TOKEN[0], chars / CHARS_PER_TOKEN[1] + missing_tokens)
 
 
@@ -117,6 +121,8 @@ def in_words(plan: CallPlan) -> list[str]:
     """Return the lines that say it."""
     bound = "" if plan.is_exact else " at most, as equal and empty answers need none"
     lines = [f"judge {plan.judge}: {plan.calls} calls{bound} ({plan.canaries} of all are canaries); {plan.answered} are answered already"]
+    if not plan.calls:
+        return [f"{lines[0]}; nothing is left to pay"]
     tokens = [f"{low:,.0f} to {high:,.0f}" for low, high in (plan.prompt_tokens, plan.completion_tokens)]
     cost = "unknown price: set usd_per_million_prompt_tokens and usd_per_million_completion_tokens"
     if plan.usd is not None:
@@ -126,4 +132,5 @@ def in_words(plan: CallPlan) -> list[str]:
         pace = "up to a day, by the provider's batches"
     if plan.place == "cluster":
         cost, pace = "no price", "made in the cluster"
-    return [*lines, f"  {tokens[0]} tokens read, {tokens[1]} written (estimated from characters); {cost}; {pace}"]
+    estimated = "estimated from characters, without replies that are cut"
+    return [*lines, f"  {tokens[0]} tokens read, {tokens[1]} written ({estimated}); {cost}; {pace}"]

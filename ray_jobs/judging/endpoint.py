@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 def count_tokens(request: Mapping[str, Any]) -> int:
     """Return about how many tokens a request's prompt has, schema included; the limiter learns how far that is off."""
-    return _chars(request) // CHARS_PER_TOKEN + MESSAGE_TOKENS * len(request["messages"])
+    return prompt_chars(request) // CHARS_PER_TOKEN + MESSAGE_TOKENS * len(request["messages"])
 
 
 def most_prompt_tokens(request: Mapping[str, Any]) -> int:
@@ -67,7 +67,8 @@ def most_completion_tokens(request: Mapping[str, Any]) -> int:
     return int(request.get("max_tokens") or request.get("max_completion_tokens") or 0)
 
 
-def _chars(request: Mapping[str, Any]) -> int:
+def prompt_chars(request: Mapping[str, Any]) -> int:
+    """Return the characters of all messages and of the schema, which is read as they are."""
     texts = [message["content"] for message in request["messages"]] + [request.get("response_format") or ""]
     return sum(len(text if isinstance(text, str) else json.dumps(text)) for text in texts)
 

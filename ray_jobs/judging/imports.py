@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import ConfigError, DataError
-from ray_jobs.core.records import Verdict, Winner, content_id
+from ray_jobs.core.records import JURY, Verdict, Winner, content_id
 from ray_jobs.judging.agreement import jury_agreement, majority
-from ray_jobs.judging.jury import JURY
 from ray_jobs.judging.pairs import Game
 from ray_jobs.judging.results import METRICS
 from ray_jobs.judging.table_lines import Line, read_lines
@@ -22,8 +21,6 @@ from ray_jobs.judging.table_lines import Line, read_lines
 Row = dict[str, Any]
 Key = tuple[str, str, str]
 SUFFIXES = (".csv", ".jsonl")
-HUMAN = "human"
-"""The name under which imported verdicts are people's."""
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "TRUE": 1.0, "FALSE": 0.0}
 _SIDES: dict[str, Winner] = {"a": "a", "1": "a", "b": "b", "2": "b", "tie": "tie"}
 _OTHER: dict[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
@@ -83,18 +80,24 @@ def _key(game: Game) -> Key:
     return game.question_id, game.model_a, game.model_b
 
 
-def _question(line: Line, met: Mapping[Key, Game]) -> str:
-    found, known = line.get("question_id", "sample_id", "id"), {key[0] for key in met}
-    if found not in known:
-        raise line.fail(f"question_id {found!r} is none of the run's {len(known)} questions (the first is {next(iter(known), '')!r})")
+def _questions(met: Mapping[Key, Game]) -> dict[str, None]:
+    """The run's questions in their order; once for all lines of a file."""
+    return dict.fromkeys(question_id for question_id, *_ in met)
+
+
+def _question(line: Line, asked: Mapping[str, None]) -> str:
+    found = line.get("question_id", "sample_id", "id")
+    if found not in asked:
+        raise line.fail(f"question_id {found!r} is none of the run's {len(asked)} questions (the first is {next(iter(asked), '')!r})")
     return found
 
 
 def _from_labels(lines: list[Line], judge: str, met: Mapping[Key, Game]) -> tuple[list[Row], Row]:
+    asked = _questions(met)
     labels: dict[Key, list[Label]] = {}
     for line in lines:
         if line.get("winner"):
-            key, label = _label(line, met)
+            key, label = _label(line, met, asked)
             said = labels.setdefault(key, [])
             label = label if label.annotator else label._replace(annotator=f"#{len(said) + 1}")
             if label.annotator in {other.annotator for other in said}:
@@ -104,8 +107,8 @@ def _from_labels(lines: list[Line], judge: str, met: Mapping[Key, Game]) -> tupl
     return rows, _annotators(labels)
 
 
-def _label(line: Line, met: Mapping[Key, Game]) -> tuple[Key, Label]:
-    question_id = _question(line, met)
+def _label(line: Line, met: Mapping[Key, Game], asked: Mapping[str, None]) -> tuple[Key, Label]:
+    question_id = _question(line, asked)
     a, b = line.get("model_a", "model_1"), line.get("model_b", "model_2")
     is_turned = (question_id, a, b) not in met
     key = (question_id, b, a) if is_turned else (question_id, a, b)
@@ -141,10 +144,10 @@ def _annotators(labels: Mapping[Key, list[Label]]) -> Row:
 
 
 def _from_scores(lines: list[Line], judge: str, met: Mapping[Key, Game]) -> tuple[list[Row], Row]:
-    models = {model for _, *pair in met for model in pair}
+    asked, models = _questions(met), {model for _, *pair in met for model in pair}
     scores: dict[tuple[str, str], list[float]] = {}
     for line in lines:
-        question_id, model = _question(line, met), line.get("model")
+        question_id, model = _question(line, asked), line.get("model")
         if model not in models:
             raise line.fail(f"model {model!r} does not meet another in this run: it has {', '.join(sorted(models))}")
         scores.setdefault((question_id, model), []).append(_value(line))

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ray_jobs.core.records import HUMAN, JURY
 from ray_jobs.judging.canaries import followed
 from ray_jobs.judging.families import kin_of
-from ray_jobs.judging.imports import HUMAN
 from ray_jobs.judging.judge_verdict import WEAK_HUMAN_KAPPA, Usability, jury_usability
-from ray_jobs.judging.jury import JURY, jury_rows
+from ray_jobs.judging.jury import jury_rows
 from ray_jobs.judging.pairs import NOT_ASKED
 from ray_jobs.judging.results import compare_models, describe_judge, pair_headline, rank_models
 

@@ -3,13 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ray_jobs.core.records import Verdict, content_id
+from ray_jobs.core.records import JURY, Verdict, content_id
 from ray_jobs.judging.agreement import majority
 from ray_jobs.judging.pairs import PairResult, pair_results
 
 Row = dict[str, Any]
-JURY = "jury"
-"""The judge's name in the rows."""
 _IN_WORDS = {"a": "answer 1", "b": "answer 2", "tie": "a tie"}
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ray_jobs.core.errors import ConfigError, DataError
 from ray_jobs.core.records import Verdict, Winner, content_id
 from ray_jobs.judging.agreement import majority
+from ray_jobs.judging.rubric import neutral
 
 Row = dict[str, Any]
 NOT_ASKED = "not asked: "
@@ -151,11 +152,11 @@ def repeated(games: Iterable[Game], times: int) -> list[Game]:
 
 
 def settle(game: Game) -> Ruling | None:
-    """Return the ruling that needs no judge: a failed, empty or identical answer; else None."""
+    """Return the ruling that needs no judge: an answer that failed, or that is empty or identical as a judge is shown it; else None."""
     for side, model, error in (("1", game.model_a, game.error_a), ("2", game.model_b, game.error_b)):
         if error:
             return Ruling(None, unscored=f"answer {side} ({model}) failed: {error}")
-    text_a, text_b = game.text_a.strip(), game.text_b.strip()
+    text_a, text_b = neutral(game.text_a), neutral(game.text_b)
     if text_a == text_b:
         return Ruling("tie", "Both answers are identical." if text_a else "Both answers are empty.")
     if not text_a:

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from ray_jobs.core.records import Winner
+from ray_jobs.core.records import JURY, Winner
 from ray_jobs.judging.agreement import Agreement, agreement, jury_agreement
 from ray_jobs.judging.bradley_terry import Meeting, bradley_terry
 from ray_jobs.judging.judge_card import judge_card
 from ray_jobs.judging.judge_verdict import usability
-from ray_jobs.judging.jury import JURY
 from ray_jobs.judging.length_control import length_controlled
 from ray_jobs.judging.pairs import PairResult, pair_results
 from ray_jobs.judging.power import questions_needed

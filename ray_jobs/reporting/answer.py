@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ray_jobs.core.records import HUMAN, JURY, OFFLINE
 from ray_jobs.judging.judge_verdict import MIN_HUMAN_LABELS
 from ray_jobs.reporting.numbers_in_words import number, p_value, percent
 from ray_jobs.reporting.sentences import capital, noun, relation, score, who_judges
 
 Finding = Mapping[str, Any]
-HUMAN, JURY, OFFLINE = "human", "jury", "coverage"
-"""The judges that are people, the majority of several language models, and no language model at all."""
 _RANK = {"usable": 0, "weak": 1, "unusable": 2}
 
 

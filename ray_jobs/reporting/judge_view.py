@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ray_jobs.reporting.answer import HUMAN, OFFLINE
+from ray_jobs.core.records import HUMAN, OFFLINE
 from ray_jobs.reporting.numbers_in_words import number, percent
 from ray_jobs.reporting.run_files import RunFiles
 from ray_jobs.reporting.sentences import capital, judge_in_words, name

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ray_jobs.core.records import HUMAN, JURY, OFFLINE
 from ray_jobs.reporting.numbers_in_words import NONE, number, p_value, percent
 from ray_jobs.reporting.run_files import made_of_encoders
 
@@ -35,12 +36,12 @@ def score(match: Mapping[str, Any]) -> str:
 
 def measure(judge: str) -> str:
     """Return how a judge is named beside its figures."""
-    return {"human": "people", "jury": "jury"}.get(judge, f"{judge} judge")
+    return {HUMAN: "people", JURY: "jury"}.get(judge, f"{judge} judge")
 
 
 def who_judges(judge: str) -> str:
     """Return a judge as the subject of a sentence."""
-    return "people" if judge == "human" else f"the {measure(judge)}"
+    return "people" if judge == HUMAN else f"the {measure(judge)}"
 
 
 def agreement_sentence(agreement: Mapping[str, Any]) -> str:
@@ -88,15 +89,15 @@ def judge_in_words(judge: str, told: Mapping[str, Any], settings: Mapping[str, A
         settings: those of the judge stage, by dotted name.
     """
     model = told.get("model")
-    if judge == "coverage":
+    if judge == OFFLINE:
         return (
             f"An offline judge, not a language model. It splits the sample answer into its statements and measures with {model} "
             f"which of them each answer covers (cosine from {settings.get('judge.coverage_threshold', NONE)}). It sees what is said, "
             "not whether the rest is true."
         )
-    if judge == "human":
+    if judge == HUMAN:
         return "People, whose labels were imported: they calibrate the other judges."
-    if judge == "jury":
+    if judge == JURY:
         return "What more than half of the language models among the judges say of a question, else a tie."
     if not told.get("model"):
         return "Verdicts that were made elsewhere and imported."

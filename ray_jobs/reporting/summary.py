@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from ray_jobs.core.records import SCHEMA_VERSION, Comparison
-from ray_jobs.judging.pairs import pair_results
+from ray_jobs.core.records import HUMAN, OFFLINE, SCHEMA_VERSION, Comparison
+from ray_jobs.judging.pairs import NOT_ASKED, pair_results
 from ray_jobs.judging.results import SIMILARITY, describe_judge, rank_models
-from ray_jobs.reporting.answer import HUMAN, OFFLINE, answer_sentence, coverage_sentences, leading_judge, speaking_matches
+from ray_jobs.reporting.answer import answer_sentence, coverage_sentences, leading_judge, speaking_matches
 from ray_jobs.reporting.comparisons import judges_of, pairs_of
 from ray_jobs.reporting.findings import Finding, agreements, matches
 from ray_jobs.reporting.languages import encoder_sentences, language_sentences, languages
@@ -15,8 +15,6 @@ from ray_jobs.reporting.run_files import RunFiles
 from ray_jobs.reporting.sentences import agreement_sentence, loss_sentence, verdict_sentence
 from ray_jobs.reporting.training_view import training_summary
 
-NOT_ASKED = ("not asked", "budget")
-"""How the reason begins where a judge was stopped before a question came up."""
 MOST_REASONS = 5
 OWN_FACTS = {"stage", "id", "settings", "inputs", "seconds", "driver_peak_bytes", "headline", "next"}
 

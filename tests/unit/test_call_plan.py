@@ -90,6 +90,23 @@ def test_price_and_minutes_are_ranges_of_the_tokens(planned):
     assert "unknown price" in in_words(unknown)[1] and "learned from the endpoint" in in_words(unknown)[1]
 
 
+def test_the_prompts_of_a_plan_have_the_schema_and_cut_replies_are_said_to_be_left_out(planned):
+    games = games_of(lambda model, n: f"{model} says {n}")
+    with_schema, without = planned(games), planned(games, judge_=JUDGE._replace(structured=False))
+    assert with_schema.prompt_tokens.high - without.prompt_tokens.high > 20 * 100
+    assert "without replies that are cut" in in_words(with_schema)[1]
+
+
+def test_where_no_call_is_left_there_is_nothing_to_pay_whatever_the_price(planned, tmp_path):
+    games, unknown = games_of(lambda model, n: f"{model} says {n}"), JUDGE._replace(prices=Prices())
+    for call in unknown.calls(games).values():
+        Ledger(Storage(str(tmp_path))).keep(call.key, Reply("{}", 0.1))
+    found = planned(games, judge_=unknown)
+    assert (found.calls, found.usd) == (0, (0.0, 0.0))
+    [line] = in_words(found)
+    assert line.endswith("20 are answered already; nothing is left to pay")
+
+
 def test_listed_prices_are_of_the_providers_own_endpoint_alone():
     given = {"prompt": None, "completion": None}
     assert prices_of("gpt-4o", base_url=None, **given) == prices_of("gpt-4o-2024-08-06", base_url=None, **given) == LISTED["gpt-4o"]

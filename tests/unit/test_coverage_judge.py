@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ray_jobs.core.models import resolve_model
-from ray_jobs.judging.by_coverage import GAMES_PER_BATCH, NAME, judge_by_coverage
+from ray_jobs.core.records import OFFLINE
+from ray_jobs.judging.by_coverage import GAMES_PER_BATCH, judge_by_coverage
 from ray_jobs.judging.coverage import Coverage, CoverageJudge, compare, cover, rubric_sha, statements
 from ray_jobs.judging.encoder import SentenceEncoder
 from ray_jobs.judging.pairs import Game, Ruling, verdict_row
@@ -175,7 +176,7 @@ def test_batches_that_finish_out_of_turn_are_put_in_order():
 
     def last_first(batches):
         for batch in reversed(batches):
-            yield {"verdicts": [verdict_row(Game(**row), Ruling("tie"), judge=NAME, rubric_sha="x") for row in batch["games"]]}
+            yield {"verdicts": [verdict_row(Game(**row), Ruling("tie"), judge=OFFLINE, rubric_sha="x") for row in batch["games"]]}
 
     judged = judge_by_coverage(games, model="minilm-l6", work=last_first, on_progress=lambda *told: seen.append(told))
     assert [row["question_id"] for row in judged.rows] == [each.question_id for each in games]

@@ -58,6 +58,20 @@ def test_a_failed_answer_is_unscored_and_not_a_loss():
     assert settle(game) == Ruling(None, unscored="answer 2 (teacher) failed: out of memory")
 
 
+@pytest.mark.parametrize(
+    ("texts", "winner", "said"),
+    [
+        (("\u200b", "Paging."), "b", "Answer 1 is empty."),
+        (("Paging.", "\ufeff \u2060"), "a", "Answer 2 is empty."),
+        (("\u200b", ""), "tie", "Both answers are empty."),
+        (("Pag\u200bing.", "Paging."), "tie", "Both answers are identical."),
+    ],
+)
+def test_what_a_judge_would_be_shown_as_empty_or_identical_is_settled_by_rule(texts, winner, said):
+    game = make_games(QUESTIONS, ANSWERS, [("base", "teacher")])[0]
+    assert settle(game._replace(text_a=texts[0], text_b=texts[1])) == Ruling(winner, said)
+
+
 def test_two_orders_that_agree_make_the_result():
     [result] = pair_results(verdicts("b", "b"), "coverage")
     assert (result.winner, result.consistent, result.explanation) == ("b", True, "because b")
