@@ -1,10 +1,8 @@
 """The provider's batch endpoint: all calls in one file, half the price, up to a day; the replies go into the same ledger.
 
 What a batch holds is written before it is made, and its id before anybody waits for it: a killed run finds its batch again, by
-the id or by the name it gave it, and pays no second one. A batch that is refused leaves the ledger as it was. Free of Ray: one
-process uploads and waits.
-
-    FOLDER/batches/NAME.json    the calls of a batch, its id, and whether its replies are kept
+the id or by the name it gave it (batch_records.py), and pays no second one. A batch that is refused leaves the ledger as it was.
+Free of Ray: one process uploads and waits.
 """
 
 import io
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ray_jobs.core.errors import EndpointError
 from ray_jobs.core.records import content_id
-from ray_jobs.core.storage import Storage
+from ray_jobs.judging.batch_records import BatchRecord, BatchRecords
 from ray_jobs.judging.calls import Budget, Call, Counters, EndpointOptions, Prices, Reply
 from ray_jobs.judging.endpoint import most_completion_tokens, most_prompt_tokens, read_reply, read_status
 from ray_jobs.judging.ledger import THREADS, Intent, Ledger
@@ -37,19 +35,6 @@ class BatchAsked(NamedTuple):
     replies: dict[str, Reply]
     counters: Counters
     stopped: str = ""
-
-
-class _Record(NamedTuple):
-    """What is written of a batch; `batch_id` is empty while it is being made.
-
-    Attributes:
-        doubtful: of calls that were sent before and may have been billed without an answer, how often.
-    """
-
-    keys: list[str]
-    batch_id: str = ""
-    is_done: bool = False
-    doubtful: dict[str, int] = {}  # noqa: RUF012
 
 
 def ask_batch(
@@ -77,19 +62,11 @@ def ask_batch(
     if len(payable) < len(new):
         stopped = f"the budget leaves {len(payable)} of {len(new)} calls at their highest price: raise [judge] budget_usd or max_calls"
     for chunk in _chunks(payable):
-        found |= batches.fetch(batches.make(chunk), wanted)
+        found |= batches.fetch(*batches.make(chunk), wanted)
     unanswered = len(payable) - sum(call.key in found for call in payable)
     if unanswered:
         stopped = f"{unanswered} calls were not answered before their batch expired: run the same command again"
     return BatchAsked(found, _count(found, len(payable)), stopped)
-
-
-def open_batches(ledger: Ledger, keys: Iterable[str]) -> dict[str, int]:
-    """Return how many of these calls each batch holds that was made and not fetched: asked again, they would be paid twice."""
-    wanted, folder = set(keys), ledger.folder.sub("batches")
-    records = [_Record(**folder.read_json(name)) for name in folder.names()]
-    held = {record.batch_id: len(wanted.intersection(record.keys)) for record in records if record.batch_id and not record.is_done}
-    return {batch_id: number for batch_id, number in held.items() if number}
 
 
 def _count(found: dict[str, Reply], sent: int) -> Counters:
@@ -162,20 +139,18 @@ class _Batches:
             max_retries=endpoint.max_retries,
         )
         self._endpoint, self._ledger, self._prices = endpoint, ledger, prices
-        self._folder: Storage = ledger.folder.sub("batches")
+        self._records = BatchRecords(ledger)
         self._on_progress, self._poll_s = on_progress, poll_s
 
     def fetch_open(self, wanted: dict[str, Call]) -> dict[str, Reply]:
         """Wait for the batches of earlier runs that hold wanted calls."""
         found: dict[str, Reply] = {}
-        for name in self._folder.names():
-            record = _Record(**self._folder.read_json(name))
-            if not record.is_done and set(record.keys) & set(wanted):
-                found |= self.fetch(name.removesuffix(".json"), wanted)
+        for name, record in self._records.open(wanted).items():
+            found |= self.fetch(name, record, wanted)
         return found
 
-    def make(self, calls: list[Call]) -> str:
-        """Make a batch and return its name; whoever is killed in between finds it by that name."""
+    def make(self, calls: list[Call]) -> tuple[str, BatchRecord]:
+        """Make a batch and return its name and record; whoever is killed in between finds it by that name."""
         from openai import OpenAIError
 
         keys = [call.key for call in calls]
@@ -186,8 +161,8 @@ class _Batches:
             raise self._error(error) from None
         with ThreadPoolExecutor(THREADS) as pool:
             before = dict(zip(keys, pool.map(self._ledger.intent, keys), strict=True))
-            record = _Record(keys, doubtful={key: intent.sends for key, intent in before.items() if intent.sends})
-            self._write(name, record)
+            record = BatchRecord(keys, doubtful={key: intent.sends for key, intent in before.items() if intent.sends})
+            self._records.write(name, record)
             list(pool.map(lambda call: self._intend(call, before[call.key]), calls))
         try:
             batch = self._client.with_options(max_retries=0).batches.create(
@@ -197,24 +172,24 @@ class _Batches:
             if _is_refused(error):
                 self._take_back(name, record, before)
             raise self._error(error) from None
-        self._write(name, record._replace(batch_id=batch.id))
-        return name
+        record = record._replace(batch_id=batch.id)
+        self._records.write(name, record)
+        return name, record
 
-    def _take_back(self, name: str, record: _Record, before: dict[str, Intent]) -> None:
+    def _take_back(self, name: str, record: BatchRecord, before: dict[str, Intent]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(self._ledger.intend, before.keys(), before.values()))
-        self._write(name, record._replace(is_done=True))
+        self._records.write(name, record._replace(is_done=True))
 
     def _intend(self, call: Call, before: Intent) -> None:
         tokens, usd = (most_prompt_tokens(call.request), most_completion_tokens(call.request)), _worst(call, self._prices)
         dearest = usd if usd is None or before.usd is None else max(usd, before.usd)  # earlier sends may have been at the full price
         self._ledger.intend(call.key, Intent(before.sends + 1, *tokens, dearest))
 
-    def fetch(self, name: str, wanted: dict[str, Call]) -> dict[str, Reply]:
+    def fetch(self, name: str, record: BatchRecord, wanted: dict[str, Call]) -> dict[str, Reply]:
         """Wait for a batch and keep its replies; those that it did not get to may be asked again."""
         from openai import OpenAIError
 
-        record = _Record(**self._folder.read_json(f"{name}.json"))
         try:
             batch_id = record.batch_id or self._find(name)
             batch = self._wait(batch_id, len(record.keys)) if batch_id else None
@@ -224,7 +199,7 @@ class _Batches:
         replies = {line["custom_id"]: self._reply(line, wanted) for line in lines if not _is_expired(line)}
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda key: self._settle(key, replies.get(key), record.doubtful.get(key, 0)), record.keys))
-        self._write(name, record._replace(batch_id=batch_id, is_done=True))
+        self._records.write(name, record._replace(batch_id=batch_id, is_done=True))
         if batch is not None and batch.status == "failed":
             raise EndpointError(f"the endpoint refuses batch {batch_id}: {str(batch.errors)[:300]}; nothing was billed")
         return {key: reply for key, reply in replies.items() if key in wanted}
@@ -264,9 +239,6 @@ class _Batches:
         found = read_reply(raw, request)
         tokens = (found.prompt_tokens, found.completion_tokens)
         return Reply(found.body, 0.0, found.error, *tokens, found.is_estimated, found.model, _half(self._prices, *tokens))
-
-    def _write(self, name: str, record: _Record) -> None:
-        self._folder.write_json(f"{name}.json", record._asdict())
 
     def _error(self, error: Exception) -> EndpointError:
         text = " ".join(str(error).replace(self._endpoint.api_key.get_secret_value(), "***").split())[:300]

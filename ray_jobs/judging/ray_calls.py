@@ -16,7 +16,8 @@ from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
 from ray_jobs.core.errors import ConfigError, EndpointError, EndpointRefused, StorageError
 from ray_jobs.core.interrupts import interrupt_late
 from ray_jobs.core.progress import Bar, say
-from ray_jobs.judging.batch import ask_batch, open_batches
+from ray_jobs.judging.batch import ask_batch
+from ray_jobs.judging.batch_records import BatchRecords
 from ray_jobs.judging.caller import SETTLE_S, Caller
 from ray_jobs.judging.calls import Asked, Budget, Call, Counters, EndpointOptions, Limits, Prices, Reply
 from ray_jobs.judging.ledger import Ledger, Spent
@@ -84,11 +85,14 @@ def ask(
 
 
 def _check_batches(ledger: Ledger, keys: set[str], title: str) -> None:
-    for batch_id, number in open_batches(ledger, keys).items():
-        raise ConfigError(
-            f"{title}: batch {batch_id} of an earlier run holds {number} of these calls, which would be paid twice: run once more with "
-            'backend = "batch", which fetches it (cancel it at the provider first to have what it has by now)'
-        )
+    records = BatchRecords(ledger)
+    for name, batch in records.open(keys).items():
+        held = f"of an earlier run holds {len(keys.intersection(batch.keys))} of these calls, which would be paid twice: run once more with"
+        if batch.batch_id:
+            how = "which fetches it (cancel it at the provider first to have what it has by now)"
+            raise ConfigError(f'{title}: batch {batch.batch_id} {held} backend = "batch", {how}')
+        how = f"which finds out, or, where the provider lists no batch whose metadata names {name}, delete {records.path(name)}"
+        raise ConfigError(f'{title}: a batch that may have been made {held} backend = "batch", {how}')
 
 
 def _by_batch(

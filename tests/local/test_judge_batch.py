@@ -8,7 +8,8 @@ from pydantic import SecretStr
 
 from ray_jobs.core.errors import ConfigError, EndpointError
 from ray_jobs.core.storage import Storage
-from ray_jobs.judging.batch import ask_batch, open_batches
+from ray_jobs.judging.batch import ask_batch
+from ray_jobs.judging.batch_records import BatchRecords
 from ray_jobs.judging.calls import Budget, Counters, EndpointOptions
 from ray_jobs.judging.ledger import Intent, Ledger
 from ray_jobs.judging.ray_calls import _check_batches
@@ -100,12 +101,33 @@ def test_calls_in_a_batch_that_is_still_out_are_not_asked_one_by_one(ledger):
     with BatchServer().running() as server:
         with pytest.raises(Killed):
             ask(server, ledger, on_progress=_killed)
-        [(batch_id, number)] = open_batches(ledger, keys).items()
-        assert batch_id and number == NUM and not open_batches(ledger, ["another"])
-        with pytest.raises(ConfigError, match=f"batch {batch_id} .* holds 6 of these calls, which would be paid twice"):
+        [batch] = BatchRecords(ledger).open(keys).values()
+        assert batch.batch_id and sorted(batch.keys) == sorted(keys) and not BatchRecords(ledger).open(["another"])
+        with pytest.raises(ConfigError, match=f"batch {batch.batch_id} .* holds 6 of these calls, which would be paid twice"):
             _check_batches(ledger, set(keys), "judge")
         ask(server, ledger)
-    assert not open_batches(ledger, keys)
+    assert not BatchRecords(ledger).open(keys)
+
+
+@pytest.mark.parametrize("moment", ["uploaded", "made"])
+def test_calls_in_a_batch_that_may_have_been_made_are_not_asked_one_by_one(ledger, moment):
+    keys = {call.key for call in calls_to()}
+    with BatchServer().running() as server:
+        _leave_after(server, ledger, moment)
+        with pytest.raises(ConfigError, match="a batch that may have been made of an earlier run holds 6 of these calls"):
+            _check_batches(ledger, keys, "judge")
+        ask(server, ledger)
+    _check_batches(ledger, keys, "judge")
+
+
+def test_a_record_whose_write_was_killed_is_passed_over(ledger):
+    folder, keys = ledger.folder.sub("batches"), [call.key for call in calls_to()]
+    folder.write_json("whole.json.tmp-7", {"keys": keys})
+    for name in ("torn.json.tmp-7", "torn.json"):
+        folder.write_bytes(name, b'{"keys": ["')
+    assert not BatchRecords(ledger).open(keys)
+    with BatchServer().running() as server:
+        assert ask(server, ledger).counters == OK
 
 
 def test_an_expired_batch_bills_what_it_finished_and_the_rest_is_asked_next(ledger):
@@ -136,7 +158,7 @@ def test_a_batch_that_is_refused_leaves_the_ledger_as_it_was(ledger, path, statu
     with BatchServer(hook=lambda method, at: status if at == path else None).running() as server:
         with pytest.raises(EndpointError, match=f"cannot be asked for a batch: Error code: {status}"):
             ask(server, ledger)
-        assert ledger.spent() == before and not open_batches(ledger, [call.key for call in calls_to()])
+        assert ledger.spent() == before and not BatchRecords(ledger).open([call.key for call in calls_to()])
         server.hook = lambda method, at: None
         assert ask(server, ledger, budget=Budget(calls=NUM + 2)).counters.ok == NUM
 
