@@ -101,12 +101,7 @@ class Endpoint:
         except OpenAIError as error:
             found = Outcome("failed", error=str(error))
         self._is_proven = self._is_proven or found.kind in {"ok", "cut"}
-        return found._replace(seconds=time.monotonic() - began, error=self._sayable(found.error))
-
-    def _sayable(self, error: str) -> str:
-        """Return an error as one line without the key, which goes before the cut: after it, a part could stay."""
-        masked = well_formed(error).replace(self._options.api_key.get_secret_value(), "***")
-        return " ".join(masked.split())[:LONGEST_ERROR]
+        return found._replace(seconds=time.monotonic() - began, error=sayable(found.error, self._options))
 
     def _refused(self, error: "APIStatusError") -> Outcome:
         body = error.body if isinstance(error.body, dict) else {}
@@ -115,21 +110,28 @@ class Endpoint:
         return found._replace(told=read_headers(error.response.headers))
 
 
+def sayable(error: str, options: EndpointOptions) -> str:
+    """Return an endpoint's error as one line without the key, which goes before the cut: after it, a part could stay."""
+    masked = well_formed(error).replace(options.api_key.get_secret_value(), "***")
+    return " ".join(masked.split())[:LONGEST_ERROR]
+
+
 def read_status(status: int, code: str, text: str, *, is_proven: bool) -> Outcome:
     """Return what an error means.
 
     Args:
-        is_proven: the endpoint has answered before, so that a 403 is about this text, not about the key.
+        is_proven: the endpoint has answered before, so that a 403 is about this text, not about the key, whatever it says.
     """
+    is_of_row = any(word in f"{code} {text}".lower() for word in _OF_THE_ROW)
     if code == "insufficient_quota":
         return Outcome("fatal", error=text)
     if status == 429:
         return Outcome("refused", error=text)
     if status in _AGAIN or status >= 500:
         return Outcome("failed", error=text, may_be_billed=status in _GATEWAY_TIMEOUTS)
-    if status in _FATAL and not (status == 403 and is_proven):
+    if status in _FATAL and not (status == 403 and (is_proven or is_of_row)):
         return Outcome("fatal", error=text)
-    return Outcome("row", error=text, is_of_row=any(word in f"{code} {text}".lower() for word in _OF_THE_ROW))
+    return Outcome("row", error=text, is_of_row=is_of_row)
 
 
 def read_reply(body: str, request: Mapping[str, Any]) -> Outcome:

@@ -104,6 +104,14 @@ def test_a_refusal_of_all_calls_stops_after_one(ledger, tmp_path, status, code):
     assert replies.count(None) == NUM - 1
 
 
+def test_a_text_that_moderation_refuses_stops_nothing_though_it_is_asked_first(ledger):
+    flagged = Fault(403, error("your input was flagged", "moderation"))
+    with JudgeServer(lambda number, _: flagged if number == 1 else None).running() as server:
+        replies, asked = ask(server.url, ledger)
+    assert not asked.stopped and asked.counters.ok == NUM - 1 and sum("flagged" in reply.error for reply in replies) == 1
+    assert ledger.spent() == spent_on(NUM - 1)
+
+
 def test_credit_that_ends_in_mid_run_keeps_what_was_answered(ledger):
     quota = Fault(429, error("no credit", "insufficient_quota"))
     with JudgeServer(lambda number, _: quota if number > 5 else None).running() as server:
