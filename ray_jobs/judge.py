@@ -14,6 +14,7 @@ from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.storage import Storage
 from ray_jobs.corpus.files import find_file
 from ray_jobs.corpus.ray_data import each
+from ray_jobs.judging.answers import read_answers
 from ray_jobs.judging.api_key import read_api_key
 from ray_jobs.judging.by_model import judge_by_model
 from ray_jobs.judging.calls import Asked, Budget, Call, EndpointOptions, Limits
@@ -68,7 +69,7 @@ def _answers(section: JudgeSection, answered: Storage) -> dict[str, list[Row]]:
     for model in models:
         if not answered.exists(f"{model}.parquet"):
             raise StageMissing(f"{answered.uri} has no answers of {model!r}: let it answer too with `raystill answer CONFIG --force`")
-    return {model: answered.read_parquet(f"{model}.parquet") for model in models}
+    return read_answers(answered, models)
 
 
 def _check_keys(section: JudgeSection) -> None:
@@ -82,7 +83,7 @@ def run(config: Config, *, force: bool) -> Row:
 
     Raises:
         StageMissing: questions, or the answers of a model, are not there yet.
-        DataError: answers without their questions, or a file of verdicts that does not fit the run.
+        DataError: answers without their questions or of another schema, or a file of verdicts that does not fit the run.
         EndpointError: no call to a judge's endpoint can succeed.
     """
     check(config)

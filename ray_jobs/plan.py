@@ -7,6 +7,7 @@ from ray_jobs.core.config import Config, DistillSection, FinetuneSection
 from ray_jobs.core.errors import StageMissing
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.storage import Storage
+from ray_jobs.judging.answers import read_answers
 
 if TYPE_CHECKING:
     from ray_jobs.judging.openai_judge import ModelJudge
@@ -169,8 +170,7 @@ def _model_judge(config: Config, name: str, replies: Storage) -> "ModelJudge":
     options, rubric = config.judge.model_judges()[name], load_rubric(config.judge.rubric)
     is_kept = options.local is not None and bool(replies.sub("local").names())
     identity = teacher_identity(resolve_model(options.local or ""), dtype=config.answer.dtype) if is_kept else ""
-    how = {"seed": config.run.seed, "repeats": config.judge.repeats, "rubric": rubric, "identity": identity}
-    return ModelJudge.of(name, options.model_dump(), **how)
+    return ModelJudge.of(name, options.model_dump(), seed=config.run.seed, repeats=config.judge.repeats, rubric=rubric, identity=identity)
 
 
 def _questions(config: Config, run: RunFolder) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def _answers(config: Config, run: RunFolder) -> dict[str, list[dict[str, Any]]] 
     folder, made, prepared = run.folder("answer"), _manifest(run, "answer"), _manifest(run, "prepare")
     files = {model: f"{model}.parquet" for pair in config.judge.pairs for model in pair}
     are_these = made and prepared and made["inputs"].get("prepare") == prepared["id"] and all(map(folder.exists, files.values()))
-    return {model: folder.read_parquet(file) for model, file in files.items()} if are_these else None
+    return read_answers(folder, files) if are_these else None
 
 
 def _bases(config: Config, teacher: "Architecture") -> list["Memory"]:

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ray_jobs.core.errors import DataError
 
 SCHEMA_VERSION = 1
 Winner = Literal["a", "b", "tie"]
@@ -23,6 +26,23 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = SCHEMA_VERSION
+
+
+def check_version(rows: Iterable[Mapping[str, Any]], *, place: str) -> None:
+    """Refuse rows that another version of this program wrote; rows that name no version are of this one.
+
+    Args:
+        place: the file, for the message.
+
+    Raises:
+        DataError: a row is of another schema version.
+    """
+    other = next((row["schema_version"] for row in rows if row.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION), None)
+    if other is not None:
+        raise DataError(
+            f"{place} has rows of schema version {other!r}, and this program reads {SCHEMA_VERSION}: "
+            "make its stage anew with --force; replies that were paid for are kept"
+        )
 
 
 class Pair(Record):

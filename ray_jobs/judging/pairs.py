@@ -4,6 +4,7 @@ In every row `a` is the first model of the pair and `winner` names a model's sid
 `swapped` says that the judge read `b` first. Explanations call the answers 1 (a) and 2 (b).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -101,8 +102,10 @@ def make_games(questions: list[Row], answers: dict[str, list[Row]], pairs: Seque
         pairs: (first model, second model).
 
     Raises:
-        DataError: a model has no answer to a question, or an answer to one that is not asked.
+        DataError: a model has no answer to a question, two, or an answer to one that is not asked; a question stands there twice.
     """
+    if twice := _twice(questions):
+        raise DataError(f"question_id {twice!r} stands twice in questions.jsonl: make it anew with `raystill prepare CONFIG --force`")
     by_question = {model: _of_questions(model, rows, questions) for model, rows in answers.items()}
     return [
         _game(question, by_question[a][question["question_id"]], by_question[b][question["question_id"]], swapped)
@@ -113,6 +116,8 @@ def make_games(questions: list[Row], answers: dict[str, list[Row]], pairs: Seque
 
 
 def _of_questions(model: str, rows: list[Row], questions: list[Row]) -> dict[str, Row]:
+    if twice := _twice(rows):
+        raise DataError(f"model {model!r} has two answers to question_id {twice!r}: answer anew with `raystill answer CONFIG --force`")
     found = {row["question_id"]: row for row in rows}
     asked = [question["question_id"] for question in questions]
     odd = sorted(set(asked) ^ set(found))
@@ -122,6 +127,11 @@ def _of_questions(model: str, rows: list[Row], questions: list[Row]) -> dict[str
             "answer the questions again with `raystill answer CONFIG --force`"
         )
     return found
+
+
+def _twice(rows: list[Row]) -> str | None:
+    counts = Counter(row["question_id"] for row in rows)
+    return next((question_id for question_id, count in counts.items() if count > 1), None)
 
 
 def _game(question: Row, a: Row, b: Row, swapped: bool) -> Game:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs.core.errors import DataError
-from ray_jobs.core.records import SCHEMA_VERSION
+from ray_jobs.core.records import check_version
 from ray_jobs.core.run_folder import RunFolder
 from ray_jobs.core.storage import Storage
 
@@ -111,10 +110,5 @@ def read_run(folder: RunFolder) -> RunFiles:
 def _read(folder: Storage, name: str) -> Rows:
     readers = {"jsonl": folder.read_jsonl, "json": folder.read_json, "parquet": folder.read_parquet}
     rows = readers[name.rpartition(".")[2]](name) if folder.exists(name) else []
-    older = next((row["schema_version"] for row in rows if row.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION), None)
-    if older is not None:
-        raise DataError(
-            f"{folder.uri}/{name} has rows of schema version {older!r}, and this program reads {SCHEMA_VERSION}: "
-            "make its stage anew with --force; replies that were paid for are kept"
-        )
+    check_version(rows, place=f"{folder.uri}/{name}")
     return rows

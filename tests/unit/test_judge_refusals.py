@@ -83,6 +83,23 @@ def test_a_model_that_has_not_answered_yet_and_a_damaged_file(refused):
     assert "has no answers of 'student': let it answer too with `raystill answer CONFIG --force`" in refused("judge")
 
 
+def test_answers_of_another_schema_that_are_none_or_that_stand_twice(refused):
+    without_manifest(refused.folder)
+    answers = refused.folder.folder("answer")
+    rows = answers.read_parquet("teacher.parquet")
+    answers.write_parquet("teacher.parquet", [{**row, "schema_version": 0} for row in rows])
+    assert "teacher.parquet has rows of schema version 0, and this program reads 1: make its stage anew" in refused("judge")
+    answers.write_parquet("teacher.parquet", [{key: row[key] for key in row if key != "text"} for row in rows])
+    assert "teacher.parquet has a row that is no answer (text: Field required): answer anew with" in refused("judge")
+    answers.write_parquet("teacher.parquet", [*rows, {**rows[0], "text": "another"}])
+    assert f"model 'teacher' has two answers to question_id {rows[0]['question_id']!r}: answer anew" in refused("judge")
+    answers.write_parquet("teacher.parquet", rows)
+    questions = refused.folder.folder("prepare")
+    found = questions.read_jsonl("questions.jsonl")
+    questions.write_jsonl("questions.jsonl", [*found, found[0]])
+    assert f"question_id {found[0]['question_id']!r} stands twice in questions.jsonl" in refused("judge")
+
+
 def test_verdicts_of_an_older_schema(refused):
     folder = refused.folder.folder("judge")
     folder.write_parquet("verdicts.parquet", [{**row, "schema_version": 0} for row in folder.read_parquet("verdicts.parquet")])
