@@ -107,10 +107,13 @@ class Caller:
         tries = Tries.of(call.request, await self._in_thread(self._ledger.intent, call.key))
         while True:
             ask = tries.ask(self._prices)
-            permit = await self._permit(ask)
+            try:
+                permit = await self._permit(ask)
+            except Exception:  # of the way to the limiter: what is paid for is kept all the same
+                await self._leave(call, tries)
+                raise
             if permit is None:
-                await self._withdraw(call, tries)
-                return None
+                return await self._leave(call, tries)
             refused = await self._prepare(call, ask, permit, tries)
             tries = tries._replace(intended=tries.billed + 1)
             if refused is not None:
@@ -145,12 +148,19 @@ class Caller:
         """A moment that was given before a refusal lies in the pause."""
         return grant.episode > self._episode and not self._stopped
 
+    async def _leave(self, call: Call, tries: Tries) -> Reply | None:
+        """Return a reply that was cut and is paid for, where one is held, now that no longer one will be asked for."""
+        if tries.cut is not None:
+            return await self._finish(call, tries.reply(tries.cut, self._prices), Report("gave_up"), tries, slot=False)
+        await self._withdraw(call, tries)
+        return None
+
     async def _withdraw(self, call: Call, tries: Tries) -> None:
         """Take back the intent of a send that never was, or was not billed: it counts against no budget."""
         if tries.intended > tries.billed:
             await self._in_thread(self._ledger.intend, call.key, tries.intent(tries.billed, self._prices))
 
-    async def _finish(self, call: Call, reply: Reply, report: Report, tries: Tries) -> Reply:
+    async def _finish(self, call: Call, reply: Reply, report: Report, tries: Tries, *, slot: bool = True) -> Reply:
         try:
             if not reply.error:
                 kept = await self._keep(call.key, reply)
@@ -158,7 +168,7 @@ class Caller:
             await self._withdraw(call, tries)
         except StorageError as error:
             report = report._replace(stop=str(error), is_storage=True)
-        self._report(report)
+        self._report(report, slot=slot)
         return reply
 
     async def _keep(self, key: str, reply: Reply) -> Reply:

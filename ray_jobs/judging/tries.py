@@ -59,8 +59,8 @@ class Tries(NamedTuple):
         return Intent(sends, most_prompt_tokens(self.request), most_completion_tokens(self.request), self._worst_usd(prices))
 
     def reply(self, outcome: Outcome, prices: Prices) -> Reply:
-        """Return the reply that the last send came to, with the cost of all; one that was cut where a longer one is refused."""
-        found = self.cut if self.cut is not None and outcome.kind == "row" else outcome
+        """Return the reply that the last send came to, with the cost of all; one that was cut where no longer one came."""
+        found = outcome if self.cut is None or outcome.kind in {"ok", "cut"} else self.cut
         tokens = (self.prompt_tokens, self.completion_tokens)
         usd = prices.cost(*tokens) if sum(tokens) else 0.0
         return Reply(found.body, found.seconds, found.error, *tokens, found.is_estimated, found.model, usd, self.doubtful)

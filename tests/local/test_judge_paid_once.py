@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from judge_asks import NUM, OK, PRICES, SECRET, USD, ask, calls_to, faultless, spent_on, winners, worst
-from judge_server import JudgeServer, completion, opinion
+from judge_server import Fault, JudgeServer, completion, error, opinion
 from pydantic import SecretStr
 
 from ray_jobs.core.errors import StorageError
@@ -18,7 +18,8 @@ from ray_jobs.judging.caller import Caller, LocalGate
 from ray_jobs.judging.calls import Budget, Counters, EndpointOptions, Limits, Reply
 from ray_jobs.judging.here import ask_here
 from ray_jobs.judging.ledger import Intent, Ledger, Spent
-from ray_jobs.judging.limiter import Limiter
+from ray_jobs.judging.limiter import Grant, Lease, Limiter
+from ray_jobs.judging.parse import read_completion
 
 DRIVER = """
 import sys
@@ -165,6 +166,69 @@ def test_an_error_of_who_takes_the_replies_ends_the_calls_and_loses_none(ledger)
     assert len(server.requests) < NUM and ledger.spent() == spent_on(len(server.requests))
 
 
+def cut_then(fault):
+    """Replies end at their limit, and a longer one is answered with `fault`."""
+    return lambda _, request: fault if request["max_tokens"] > 100 else Fault(body=completion("cut", finish_reason="length"))
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_reply_that_is_cut_is_kept_where_no_longer_one_can_be_had(ledger, status):
+    with JudgeServer(cut_then(Fault(status, error("no")))).running() as server:
+        for _ in range(2):
+            [reply], asked = ask(server.url, ledger, calls=calls_to(server.url, 1), max_retries=0)
+            assert not reply.error and read_completion(reply.body).problem and not asked.counters.possibly_paid_twice
+    assert len(server.requests) == 2 and ledger.spent() == spent_on(1)
+
+
+def test_a_reply_that_is_cut_is_kept_where_the_budget_buys_no_longer_one_then_or_later(ledger):
+    with JudgeServer(cut_then(None)).running() as server:
+        for number in (1, 3):
+            limiter = Limiter(Limits(), Budget(calls=number), ledger.spent(), now=time.monotonic())
+            [reply], asked = ask(server.url, ledger, calls=calls_to(server.url, 1), limiter=limiter)
+            assert "cut at max_tokens" in read_completion(reply.body).problem and not asked.counters.possibly_paid_twice
+            assert len(server.requests) == 1 and ledger.spent() == spent_on(1)
+
+
+async def ask_through(gate, url, ledger, number=NUM):
+    """What becomes of the calls of one caller, and the caller."""
+    endpoint = EndpointOptions(SecretStr(SECRET), url)
+    caller = Caller(name="x", options=endpoint, ledger=ledger, gate=gate, prices=PRICES, window=NUM)
+    async with asyncio.timeout(60):
+        return await asyncio.gather(*map(caller.ask, calls_to(url, number)), return_exceptions=True), caller
+
+
+class HaltGate:
+    """The first request may leave at once; the others an hour later, unless there is a refusal."""
+
+    def __init__(self):
+        self.reports, self.granted = [], 0
+
+    async def lease(self, caller, asks, reports):
+        self.reports += reports
+        is_refused = any(report.result == "refused" for report in self.reports)
+        moments = [0.0 if is_refused or not self.granted + i else 3600.0 for i in range(len(asks))]
+        self.granted += len(asks)
+        return Lease(tuple(Grant(moment, 0.0, 0.0, int(is_refused), 0.0) for moment in moments))
+
+
+def test_calls_that_wait_for_their_moment_hand_it_back_when_another_one_is_refused(ledger):
+    gate = HaltGate()
+
+    def refuse_first(number, request):
+        return Fault(429, error("slow down"), delay_s=0.2) if number == 1 else None  # by then the others wait
+
+    async def run(url):
+        ended, caller = await ask_through(gate, url, ledger)
+        await caller.settle()
+        return ended
+
+    with JudgeServer(refuse_first).running() as server:
+        ended = asyncio.run(run(server.url))
+    assert winners(ended) == faultless() and len(server.requests) == NUM + 1
+    results = [report.result for report in gate.reports if report.ask is not None]
+    assert (results.count("refused"), results.count("unsent"), results.count("ok")) == (1, NUM - 1, NUM)
+
+
 def test_a_way_to_the_limiter_that_breaks_ends_the_calls_and_keeps_what_is_in_flight(ledger):
     class BreakingGate(LocalGate):
         async def lease(self, caller, asks, reports):
@@ -172,16 +236,17 @@ def test_a_way_to_the_limiter_that_breaks_ends_the_calls_and_keeps_what_is_in_fl
                 raise RuntimeError("the way broke")
             return await super().lease(caller, asks, reports)
 
-    async def run(url):
+    async def run(url, number):
         limiter = Limiter(Limits(requests_per_minute=12000), None, Spent(), now=time.monotonic())
-        endpoint = EndpointOptions(SecretStr(SECRET), url)
-        caller = Caller(name="x", options=endpoint, ledger=ledger, gate=BreakingGate(limiter), prices=PRICES, window=4)
-        ended = await asyncio.gather(*map(caller.ask, calls_to(url)), return_exceptions=True)
+        ended, caller = await ask_through(BreakingGate(limiter), url, ledger, number)
         with pytest.raises(RuntimeError, match="the way broke"):
             await caller.settle()
         return ended
 
     with JudgeServer().running() as server:
-        ended = asyncio.run(run(server.url))
+        ended = asyncio.run(run(server.url, NUM))
     assert [type(found) for found in ended].count(RuntimeError) == NUM - 1
     assert len(server.requests) == 1 and ledger.spent() == spent_on(1)
+    with JudgeServer(cut_then(None)).running() as server:
+        assert [type(found) for found in asyncio.run(run(server.url, 1))] == [RuntimeError]
+    assert len(server.requests) == 1 and ledger.spent() == spent_on(2), "the cut one is kept"
