@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_jobs.core.autoscaling import NodeTypes, groups_fitting, most_fitting, node_types, times_fitting
 from ray_jobs.core.errors import ClusterError, JobError
-from ray_jobs.core.interrupts import terminate_as_interrupt
+from ray_jobs.core.interrupts import hangups_blocked, terminate_as_interrupt
 from ray_jobs.core.progress import Bar, OnProgress, say
 from ray_jobs.core.sizes import both_units
 from ray_jobs.core.sizing import memory_hints
@@ -80,7 +80,8 @@ def _start(address: str | None) -> None:
     local: dict[str, Any] = {} if address else {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": True}
     level = logging.INFO if logs else logging.ERROR
     try:
-        ray.init(address=address or "local", log_to_driver=logs, logging_level=level, **local)
+        with hangups_blocked():  # Ray gives what it starts neither a group of its own nor, but for SIGINT, a mask
+            ray.init(address=address or "local", log_to_driver=logs, logging_level=level, **local)
     except (ConnectionError, ValueError) as error:
         raise ClusterError(f"no Ray cluster answers at RAY_ADDRESS={address!r}: {error}; start one or unset RAY_ADDRESS") from None
     terminate_as_interrupt()  # ray.init gave SIGTERM a meaning of its own: exit code 15

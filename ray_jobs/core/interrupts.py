@@ -33,6 +33,20 @@ def interrupts_of_ray_train() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def hangups_blocked() -> Iterator[None]:
+    """Block SIGHUP until the block ends, and for good in the processes that it starts.
+
+    A terminal that closes hangs up its whole foreground group: those who work for this process are to outlive it by what they
+    have in flight, and end with it by other means.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def interrupt_late(on_interrupt: Callable[[], None], *, patience_s: float) -> Iterator[None]:
     """Raise the first interrupt (Ctrl-C, SIGTERM, a terminal that closes) only when the block ends, a second one at once.
 

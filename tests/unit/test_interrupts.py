@@ -14,7 +14,7 @@ WAIT = "print('ready', flush=True); time.sleep(60)"
 HEAD = """
 import signal, sys, time
 from threading import Event
-from ray_jobs.core.interrupts import interrupt_late, interrupts_of_ray_train, terminate_as_interrupt
+from ray_jobs.core.interrupts import hangups_blocked, interrupt_late, interrupts_of_ray_train, terminate_as_interrupt
 """
 
 
@@ -52,6 +52,20 @@ except KeyboardInterrupt:
     print("interrupted,", "restored" if signal.getsignal(signal.SIGINT) is signal.default_int_handler else "left")
 """
     assert ended(program, signal.SIGINT) == (0, "interrupted, restored")
+
+
+def test_a_hangup_passes_by_what_is_started_while_it_is_blocked_and_reaches_who_started_it_after():
+    program = """
+import subprocess
+with hangups_blocked():
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.raise_signal(signal.SIGHUP); print('passed by')"])
+    signal.raise_signal(signal.SIGHUP)
+    print("ready", child.wait(), flush=True)
+time.sleep(60)
+"""
+    command = [sys.executable, "-c", f"{HEAD}\n{program}"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stdout.splitlines()) == (-signal.SIGHUP, ["passed by", "ready 0"])
 
 
 LATE = """
