@@ -10,7 +10,7 @@ import gc
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_jobs.core.cluster import RETRIES, name_lost_workers, require
 from ray_jobs.core.errors import ConfigError, EndpointError, EndpointRefused, StorageError
@@ -31,6 +31,18 @@ BLOCKS_PER_CALLER, BLOCKS_PER_WINDOW = 32, 8
 """Blocks that a caller works on at once, and that make its window: a block ends with its slowest call, three windows wait beside it."""
 LIMITERS = 3
 """Times that a limiter is started: one may be lost with its node."""
+
+
+class _Order(NamedTuple):
+    """How calls are asked, whichever and however often; as `ask` has it, with the budget None where it is empty."""
+
+    endpoint: EndpointOptions
+    ledger: Ledger
+    limits: Limits
+    budget: Budget | None
+    prices: Prices
+    num_callers: int
+    title: str
 
 
 def ask(
@@ -63,10 +75,11 @@ def ask(
             f"{title}: a budget of ${budget.usd:g} cannot be kept without prices: set usd_per_million_prompt_tokens and "
             "usd_per_million_completion_tokens, or budget by max_calls"
         )
+    order = _Order(endpoint, ledger, limits, budget, prices, num_callers, title)
     planned = {call.key: call for call in calls}
     cached = ledger.replies(planned)
     if endpoint.backend == "batch":
-        return _by_batch(planned, cached, endpoint, ledger, budget, prices, title)
+        return _by_batch(planned, cached, order)
     _check_batches(ledger, planned.keys() - cached.keys(), title)
     replies, told, lost = dict(cached), Told(), []
     for _ in range(LIMITERS):
@@ -74,7 +87,7 @@ def ask(
         if not new or told.stopped:
             break
         spent = ledger.spent(prices) if budget is not None else Spent()
-        found, told = _run(new, endpoint, ledger, limits, budget, spent, prices, num_callers, title)
+        found, told = _run(new, spent, order)
         replies |= found
         lost.append(told.counters)
         if told.stopped == LOST:
@@ -95,19 +108,12 @@ def _check_batches(ledger: Ledger, keys: set[str], title: str) -> None:
         raise ConfigError(f'{title}: a batch that may have been made {held} backend = "batch", {how}')
 
 
-def _by_batch(
-    planned: dict[str, Call],
-    cached: dict[str, Reply],
-    endpoint: EndpointOptions,
-    ledger: Ledger,
-    budget: Budget | None,
-    prices: Prices,
-    title: str,
-) -> Asked:
+def _by_batch(planned: dict[str, Call], cached: dict[str, Reply], order: _Order) -> Asked:
     """The endpoint does the work: one process hands it over and waits."""
     new = [call for key, call in planned.items() if key not in cached]
-    with Bar(title, "call", each_note=True) as bar:
-        found = ask_batch(new, endpoint=endpoint, ledger=ledger, budget=budget, prices=prices, on_progress=bar)
+    options: Any = {"endpoint": order.endpoint, "ledger": order.ledger, "budget": order.budget, "prices": order.prices}
+    with Bar(order.title, "call", each_note=True) as bar:
+        found = ask_batch(new, **options, on_progress=bar)
     told = Told(found.counters, found.stopped)
     return _asked(planned, cached, cached | found.replies, [found.counters], told)
 
@@ -139,27 +145,17 @@ def _asked(planned: dict[str, Call], cached: dict[str, Reply], replies: dict[str
     return Asked(replies, Counters(**total), stopped, models)
 
 
-def _run(
-    calls: list[Call],
-    endpoint: EndpointOptions,
-    ledger: Ledger,
-    limits: Limits,
-    budget: Budget | None,
-    spent: Spent,
-    prices: Prices,
-    num_callers: int,
-    title: str,
-) -> tuple[dict[str, Reply], Told]:
+def _run(calls: list[Call], spent: Spent, order: _Order) -> tuple[dict[str, Reply], Told]:
     import ray
 
-    size = max(1, min(num_callers, limits.max_concurrency, len(calls)))
-    window = limits.max_concurrency // size
-    require(title, {"CPU": CPUS}, size)
-    limiter: Any = ray.remote(num_cpus=0, max_restarts=0)(LimiterActor).remote(limits, budget, spent)
-    options = {"endpoint": endpoint, "ledger": ledger, "prices": prices, "window": window, "limiter": limiter}
+    size = max(1, min(order.num_callers, order.limits.max_concurrency, len(calls)))
+    window = order.limits.max_concurrency // size
+    require(order.title, {"CPU": CPUS}, size)
+    limiter: Any = ray.remote(num_cpus=0, max_restarts=0)(LimiterActor).remote(order.limits, order.budget, spent)
+    options = {"endpoint": order.endpoint, "ledger": order.ledger, "prices": order.prices, "window": window, "limiter": limiter}
     try:
-        patience_s = endpoint.timeout_s + SETTLE_S
-        with Watch(limiter, title, len(calls)) as watch, interrupt_late(watch.pause, patience_s=patience_s):
+        patience_s = order.endpoint.timeout_s + SETTLE_S
+        with Watch(limiter, order.title, len(calls)) as watch, interrupt_late(watch.pause, patience_s=patience_s):
             rows = list(_map(calls, options, block_rows=max(1, window // BLOCKS_PER_WINDOW), size=size))
             told = watch.look()
     finally:

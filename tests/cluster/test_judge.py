@@ -96,7 +96,7 @@ def test_the_offline_judge_writes_rows_of_the_contract_and_is_done_once(ray_clus
     assert {row.winner for row in verdicts} == {"b"} and {row.judge for row in verdicts} == {"coverage"}
     assert all("answer 2 covers 2" in row.explanation for row in verdicts)
     assert [row.cosine is None for row in similarities] == [False, False, False, True] * 2  # the German question
-    assert "sample answer's words have a vector" in similarities[3].reason or "answer's words have a vector" in similarities[3].reason
+    assert "answer's words have a vector, fewer than" in similarities[3].reason
     [pair] = manifest["pairs"]
     assert [pair["win_rates"]["coverage"][key] for key in ("wins_a", "wins_b", "ties", "unscored")] == [0, 4, 0, 0]
     assert sum(pair["win_rates"]["similarity"][key] for key in ("wins_a", "wins_b", "ties")) == 3

@@ -77,10 +77,13 @@ def test_a_driver_that_is_killed_pays_again_only_for_what_was_in_flight(ray_clus
 
 
 def test_a_caller_and_the_limiter_that_die_are_replaced(ray_cluster, tmp_path):
+    killed = []
+
     def kill(name):
         mine = psutil.Process().children(recursive=True)  # of this session's own cluster alone
         [process, *_] = [process for process in mine if name in " ".join(process.cmdline())]
         process.kill()
+        killed.append(process.pid)
 
     def kill_both():
         for name, number in (("LimiterActor", NUM // 4), ("MapBatches(_Caller)", NUM // 2)):
@@ -92,6 +95,7 @@ def test_a_caller_and_the_limiter_that_die_are_replaced(ray_cluster, tmp_path):
         killer.start()
         asked = judge(server.url, str(tmp_path / "replies"))
         killer.join()
+        assert len(set(killed)) == 2
         assert told(asked, server.url) == faultless(NUM) and not asked.stopped
         assert len(server.requests) <= NUM + 2 * IN_FLIGHT
 
@@ -102,13 +106,13 @@ def moved_name(number, request):
     return Fault(body=completion(verdict(request), model="stub-1-new")) if is_longer else None
 
 
-def test_callers_keep_to_one_limit_and_one_budget(ray_cluster, tmp_path):
+def test_four_callers_keep_to_one_limit_and_one_budget(ray_cluster, tmp_path):
     with JudgeServer(moved_name, latency_s=0.1, window=Window(20)).running() as server:
-        asked = judge(server.url, str(tmp_path / "a"), limits=Limits())
-        assert asked.counters.ok == NUM and server.num_refused == asked.counters.rate_limited <= NUM // 20 + 2
+        asked = judge(server.url, str(tmp_path / "a"), limits=Limits(), num_callers=4)
+        assert asked.counters.ok == NUM and server.num_refused == asked.counters.rate_limited <= NUM // 20
         assert asked.models == {"stub-1": NUM // 2, "stub-1-new": NUM // 2}
         before = len(server.requests)
-        asked = judge(server.url, str(tmp_path / "b"), limits=Limits(), budget=Budget(calls=7))
+        asked = judge(server.url, str(tmp_path / "b"), limits=Limits(), budget=Budget(calls=7), num_callers=4)
         assert asked.counters.ok == 7 == len(asked.replies) and "budget of 7 calls is spent" in asked.stopped
         assert len(server.requests) - before == 7 + asked.counters.rate_limited
         again = judge(server.url, str(tmp_path / "a"), budget=Budget(calls=1))
