@@ -4,9 +4,12 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from judge_server import completion, error, verdict
 from loopback import served
+
+MODERATED = json.loads(error("content filter", "content_filter"))
 
 
 class BatchServer:
@@ -15,7 +18,9 @@ class BatchServer:
     Args:
         looks: how often a batch is looked at before it has ended.
         num_answered: calls that are answered before the batch expires; None answers all.
+        answer: returns the text that answers a request.
         refuses: whether a request is answered by an error 400.
+        refusal: the body of that error.
         hook: called with the method and path of each request, before it is answered; a status that it returns is the answer.
     """
 
@@ -24,10 +29,13 @@ class BatchServer:
         *,
         looks: int = 1,
         num_answered: int | None = None,
+        answer: Callable[[dict], str] = verdict,
         refuses: Callable[[dict], bool] = lambda request: False,
+        refusal: Any = MODERATED,
         hook: Callable[[str, str], int | None] = lambda method, path: None,
     ):
         self.looks, self.num_answered, self.refuses, self.hook = looks, num_answered, refuses, hook
+        self.answer, self.refusal = answer, refusal
         self.files: dict[str, str] = {}
         self.batches: dict[str, dict] = {}
         self.billed: list[str] = []
@@ -81,11 +89,11 @@ class BatchServer:
             if self.num_answered is not None and number >= self.num_answered:
                 failed.append({"custom_id": line["custom_id"], "response": None, "error": {"code": "batch_expired", "message": "expired"}})
             elif self.refuses(line["body"]):
-                body = json.loads(error("content filter", "content_filter"))
-                failed.append({"custom_id": line["custom_id"], "response": {"status_code": 400, "body": body}, "error": None})
+                response = {"status_code": 400, "body": self.refusal}
+                failed.append({"custom_id": line["custom_id"], "response": response, "error": None})
             else:
                 self.billed.append(line["custom_id"])
-                body = json.loads(completion(verdict(line["body"])))
+                body = json.loads(completion(self.answer(line["body"])))
                 done.append({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}, "error": None})
         batch["status"] = "completed" if self.num_answered is None else "expired"
         batch["request_counts"] = {"total": len(lines), "completed": len(done), "failed": len(failed)}

@@ -16,7 +16,7 @@ from ray_jobs.core.errors import EndpointError
 from ray_jobs.core.records import content_id
 from ray_jobs.judging.batch_records import BatchRecord, BatchRecords
 from ray_jobs.judging.calls import Budget, Call, Counters, EndpointOptions, Prices, Reply
-from ray_jobs.judging.endpoint import most_completion_tokens, most_prompt_tokens, read_reply, read_status
+from ray_jobs.judging.endpoint import most_completion_tokens, most_prompt_tokens, read_reply, read_status, sayable
 from ray_jobs.judging.ledger import THREADS, Intent, Ledger
 
 HALF = 0.5
@@ -201,7 +201,7 @@ class _Batches:
             list(pool.map(lambda key: self._settle(key, replies.get(key), record.doubtful.get(key, 0)), record.keys))
         self._records.write(name, record._replace(batch_id=batch_id, is_done=True))
         if batch is not None and batch.status == "failed":
-            raise EndpointError(f"the endpoint refuses batch {batch_id}: {str(batch.errors)[:300]}; nothing was billed")
+            raise EndpointError(f"the endpoint refuses batch {batch_id}: {self._sayable(str(batch.errors))}; nothing was billed")
         return {key: reply for key, reply in replies.items() if key in wanted}
 
     def _settle(self, key: str, reply: Reply | None, doubtful: int) -> None:
@@ -231,19 +231,23 @@ class _Batches:
         response = line.get("response") or {}
         body = response.get("body") or {}
         if response.get("status_code") != 200:
-            error = (body.get("error") if isinstance(body, dict) else None) or line.get("error") or {}
+            code, text = _error_of((body.get("error") if isinstance(body, dict) else body) or line.get("error"))
             status = int(response.get("status_code") or 500)
-            return Reply("", 0.0, read_status(status, str(error.get("code")), f"{status} - {error.get('message')}", is_proven=True).error)
-        raw = json.dumps(body, ensure_ascii=False)
+            error = read_status(status, code, f"{status} - {text}", is_proven=True).error
+            return Reply("", 0.0, self._sayable(error), usd=0.0)
+        raw = json.dumps(body)  # half a surrogate stays an escape, which can be written
         request = wanted[line["custom_id"]].request if line["custom_id"] in wanted else {"messages": []}
         found = read_reply(raw, request)
         tokens = (found.prompt_tokens, found.completion_tokens)
-        return Reply(found.body, 0.0, found.error, *tokens, found.is_estimated, found.model, _half(self._prices, *tokens))
+        usd = _half(self._prices, *tokens) if any(tokens) else 0.0
+        return Reply(found.body, 0.0, self._sayable(found.error), *tokens, found.is_estimated, found.model, usd)
 
     def _error(self, error: Exception) -> EndpointError:
-        text = " ".join(str(error).replace(self._endpoint.api_key.get_secret_value(), "***").split())[:300]
-        where = self._endpoint.base_url or "the provider's endpoint"
+        where, text = self._endpoint.base_url or "the provider's endpoint", self._sayable(str(error))
         return EndpointError(f"{where} cannot be asked for a batch: {text}; the same command goes on where this one ended")
+
+    def _sayable(self, error: str) -> str:
+        return sayable(error, self._endpoint)
 
 
 def _is_refused(error: Exception) -> bool:
@@ -253,5 +257,12 @@ def _is_refused(error: Exception) -> bool:
     return isinstance(error, APIStatusError) and error.status_code < 500 and error.status_code != 408
 
 
+def _error_of(error: Any) -> tuple[str, str]:
+    """Return the code and the text of a line's error: an object, or of some servers a text alone."""
+    if isinstance(error, dict):
+        return str(error.get("code") or error.get("type") or ""), str(error.get("message") or error)
+    return "", str(error or "no reason is given")
+
+
 def _is_expired(line: dict[str, Any]) -> bool:
-    return (line.get("error") or {}).get("code") in {"batch_expired", "batch_cancelled"}
+    return _error_of(line.get("error"))[0] in {"batch_expired", "batch_cancelled"}

@@ -11,7 +11,9 @@ from ray_jobs.core.storage import Storage
 from ray_jobs.judging.batch import ask_batch
 from ray_jobs.judging.batch_records import BatchRecords
 from ray_jobs.judging.calls import Budget, Counters, EndpointOptions
+from ray_jobs.judging.endpoint import LONGEST_ERROR
 from ray_jobs.judging.ledger import Intent, Ledger
+from ray_jobs.judging.parse import read_completion
 from ray_jobs.judging.ray_calls import _check_batches
 
 NUM = 6
@@ -169,6 +171,21 @@ def test_a_text_that_is_refused_is_an_unscored_row(ledger):
     assert asked.counters.ok == NUM - 1 and asked.counters.unscored == 1 and not asked.stopped
     [failed] = [reply for reply in asked.replies.values() if reply.error]
     assert "400 - content filter" in failed.error and ledger.spent().calls == NUM - 1
+    assert asked.counters.usd == ledger.spent().usd == pytest.approx((NUM - 1) * HALF)
+
+
+def test_half_a_surrogate_in_a_reply_can_be_kept(ledger):
+    with BatchServer(answer=lambda request: "half a pair \udc80").running() as server:
+        assert ask(server, ledger, number=1).counters.ok == 1
+    assert read_completion(ledger.reply(calls_to()[0].key).body).text == "half a pair \udc80"
+
+
+@pytest.mark.parametrize("wrap", [lambda text: {"error": text}, lambda text: text, lambda text: {"error": {"message": text}}])
+def test_a_refusal_of_any_shape_is_one_line_without_the_key(ledger, wrap):
+    text = f"half a pair \udc80\nof {SECRET} " + 400 * "x"
+    with BatchServer(refuses=lambda request: "\nxx\n<" in request["messages"][0]["content"], refusal=wrap(text)).running() as server:
+        [failed] = [reply for reply in ask(server, ledger).replies.values() if reply.error]
+    assert failed.error.startswith("400 - half a pair ? of *** xxx") and len(failed.error) == LONGEST_ERROR
 
 
 def test_a_budget_is_kept_before_anything_is_handed_over(ledger):
