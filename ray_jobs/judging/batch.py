@@ -233,8 +233,8 @@ class _Batches:
         if response.get("status_code") != 200:
             code, text = _error_of((body.get("error") if isinstance(body, dict) else body) or line.get("error"))
             status = int(response.get("status_code") or 500)
-            error = read_status(status, code, f"{status} - {text}", is_proven=True).error
-            return Reply("", 0.0, self._sayable(error), usd=0.0)
+            outcome = read_status(status, code, f"{status} - {text}", is_proven=True)
+            return Reply("", 0.0, self._sayable(outcome.error), usd=0.0, may_pass=outcome.kind in {"failed", "refused"})
         raw = json.dumps(body)  # half a surrogate stays an escape, which can be written
         request = wanted[line["custom_id"]].request if line["custom_id"] in wanted else {"messages": []}
         found = read_reply(raw, request)

@@ -28,6 +28,7 @@ def judge_by_model(judge: ModelJudge, games: Sequence[Game], canaries: Sequence[
         "coverage": asked_share(rows),
         "flagged": sum(bool(row["flag"]) for row in rows),
         "stopped": asked.stopped,
+        "given_up_for_now": sum(reply.may_pass for reply in asked.replies.values()),
         "answered_as": asked.models,
         "calls": asked.counters._asdict(),
     }

@@ -41,6 +41,7 @@ class Reply(NamedTuple):
         model: name of the model that says it answered.
         usd: cost of these tokens at the prices of that day; None where a price is unknown.
         doubtful: sends before this one that may have been billed without an answer; the tokens above are without them.
+        may_pass: it was given up for a reason of the endpoint's, not of its text: asked another time it may be answered.
     """
 
     body: str
@@ -52,6 +53,7 @@ class Reply(NamedTuple):
     model: str = ""
     usd: float | None = None
     doubtful: int = 0
+    may_pass: bool = False
 
 
 class EndpointOptions(NamedTuple):

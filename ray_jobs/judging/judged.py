@@ -77,7 +77,7 @@ def account(
     judges = [_judge(found, makers) | {"card": cards[found.judge]} for found in judged]
     unscored = [row for row in similarities if row["cosine"] is None]
     headline = [f"judge: {pair_headline(entry)}" for entry in results]
-    headline += [line for found in judged for line in (_coverage_line(found), _names_line(found)) if line]
+    headline += [line for found in judged for line in (_coverage_line(found), _given_up_line(found), _names_line(found)) if line]
     if unscored:
         share = f"fewer than {min_known_share:.0%} of their words or their sample answer's have a vector"
         headline.append(
@@ -113,13 +113,19 @@ def asked_share(rows: Sequence[Row]) -> Row:
 
 
 def could_go_on(manifest: Row, *, budget_usd: float | None, max_calls: int | None) -> bool:
-    """Return whether a stage that was stopped could go further now: what its budget stopped needs a larger one."""
+    """Return whether a stage could go further now.
+
+    Calls that were given up for a reason that may pass, and what the endpoint stopped, are asked again; what the budget
+    stopped needs a larger one.
+    """
     before = manifest.get("budget", {})
     limits = ((before.get("usd"), budget_usd), (before.get("calls"), max_calls))
     is_larger = any(then is not None and (now is None or now > then) for then, now in limits)
     is_smaller = any(now is not None and (then is None or now < then) for then, now in limits)
     stops = before.get("stopped", [])
-    return any(not reason.startswith(BUDGET) for reason in stops) or (bool(stops) and is_larger and not is_smaller)
+    if any(not reason.startswith(BUDGET) for reason in stops) or any(entry.get("given_up_for_now") for entry in manifest.get("judges", [])):
+        return True
+    return bool(stops) and is_larger and not is_smaller
 
 
 def _card(found: Judged, verdicts: list[Row], similarities: list[Row], names: list[str], seed: int) -> Row:
@@ -151,6 +157,13 @@ def _coverage_line(found: Judged) -> str:
         f"judge: {found.judge} was asked {share['asked']} of {share['games']} games ({share['share']:.0%}), and its figures are of these "
         f"alone, a random part of the questions: {found.stopped}"
     )
+
+
+def _given_up_line(found: Judged) -> str:
+    number = found.facts.get("given_up_for_now", 0)
+    if not number:
+        return ""
+    return f"judge: {found.judge} gave up {number} calls for reasons that may pass: the same command asks these again, and no other"
 
 
 def _names_line(found: Judged) -> str:

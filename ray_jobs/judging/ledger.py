@@ -21,7 +21,7 @@ SCHEMA = 2
 UNKNOWN = Prices()
 THREADS = 16
 """Files read at once: an object store takes tens of milliseconds for each, whatever its size."""
-_OLDEST_REPLY = set(Reply._fields) - {"doubtful"}
+_OLDEST_REPLY = set(Reply._fields) - {"doubtful", "may_pass"}
 """Fields that every reply of this schema has."""
 T = TypeVar("T")
 

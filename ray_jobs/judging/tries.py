@@ -63,7 +63,8 @@ class Tries(NamedTuple):
         found = outcome if self.cut is None or outcome.kind in {"ok", "cut"} else self.cut
         tokens = (self.prompt_tokens, self.completion_tokens)
         usd = prices.cost(*tokens) if sum(tokens) else 0.0
-        return Reply(found.body, found.seconds, found.error, *tokens, found.is_estimated, found.model, usd, self.doubtful)
+        may_pass = found.kind == "failed" and not self.for_nothing
+        return Reply(found.body, found.seconds, found.error, *tokens, found.is_estimated, found.model, usd, self.doubtful, may_pass)
 
     def _worst_usd(self, prices: Prices) -> float | None:
         return prices.cost(most_prompt_tokens(self.request), most_completion_tokens(self.request))

@@ -1,9 +1,11 @@
 """Several language models as one judge, and what a stopped stage says of itself."""
 
 from ray_jobs.core.records import Verdict
+from ray_jobs.judging.by_model import judge_by_model
+from ray_jobs.judging.calls import Asked, Counters, Prices, Reply
 from ray_jobs.judging.judged import Judged, account, asked_share, could_go_on, members_of
 from ray_jobs.judging.jury import jury_rows
-from ray_jobs.judging.openai_judge import in_turn
+from ray_jobs.judging.openai_judge import ModelJudge, in_turn
 from ray_jobs.judging.pairs import NOT_ASKED, Ruling, make_games, pair_results, verdict_row
 
 QUESTIONS = [{"question_id": f"q{n}", "question": "?", "reference": "!"} for n in range(4)]
@@ -90,6 +92,24 @@ def test_a_stopped_stage_goes_on_with_a_larger_budget_alone():
     assert not could_go_on({}, budget_usd=2.0, max_calls=None)
     paused = {"budget": {"usd": None, "calls": None, "stopped": ["the endpoint asks to wait 3600 s"]}}
     assert could_go_on(paused, budget_usd=None, max_calls=None)
+
+
+def test_calls_given_up_for_a_reason_that_passes_are_asked_again_by_the_same_command_and_told():
+    judge = ModelJudge("m1", "x", "", 100, True, Prices(), 0)
+
+    def ask(calls):
+        failed = Reply("", 0.1, "Error code: 503 - busy", may_pass=True)
+        refused = Reply("", 0.1, "Error code: 400 - too long")
+        return Asked({call.key: failed if number < 3 else refused for number, call in enumerate(calls)}, Counters())
+
+    games = [game._replace(text_a=f"{game.text_a} {game.question_id}", reference=game.question_id) for game in GAMES]
+    found = judge_by_model(judge, games, [], ask=ask)
+    manifest = told([found])
+    assert found.facts["given_up_for_now"] == 3
+    assert any("gave up 3 calls for reasons that may pass" in line for line in manifest["headline"])
+    assert could_go_on(manifest, budget_usd=None, max_calls=None)
+    refused = {"judges": [{**manifest["judges"][0], "given_up_for_now": 0}]}
+    assert not could_go_on(refused, budget_usd=None, max_calls=None)
 
 
 def test_people_are_told_by_their_own_agreement():
