@@ -68,6 +68,31 @@ time.sleep(60)
     assert (found.returncode, found.stdout.splitlines()) == (-signal.SIGHUP, ["passed by", "ready 0"])
 
 
+RAY = """
+import signal
+def is_initialized():
+    return False
+def init(**_):
+    print("blocked" if signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, []) else "open")
+    raise ConnectionError
+"""
+
+
+def test_ray_is_started_with_hangups_blocked_and_the_driver_goes_on_with_them_open(tmp_path):
+    (tmp_path / "ray.py").write_text(RAY)  # in the place of the library: what it starts would take half a minute
+    program = f"""
+sys.path.insert(0, {str(tmp_path)!r})
+from ray_jobs.core.cluster import ClusterError, connect
+try:
+    with connect():
+        pass
+except ClusterError:
+    print(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    said = subprocess.run([sys.executable, "-c", f"{HEAD}\n{program}"], stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+    assert said.splitlines() == ["blocked", "set()"]
+
+
 LATE = """
 told, patience_s = Event(), {patience_s}
 try:
