@@ -50,6 +50,7 @@ def hangups_blocked() -> Iterator[None]:
 def interrupt_late(on_interrupt: Callable[[], None], *, patience_s: float) -> Iterator[None]:
     """Raise the first interrupt (Ctrl-C, SIGTERM, a terminal that closes) only when the block ends, a second one at once.
 
+    A terminal that closes may hang up twice: its shell does, and the kernel once more when the shell has gone. That is one.
     Outside the main thread it does nothing.
 
     Args:
@@ -62,39 +63,53 @@ def interrupt_late(on_interrupt: Callable[[], None], *, patience_s: float) -> It
     if not _is_main():
         yield
         return
-    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    held = {number: handler for number, handler in held.items() if handler not in (signal.SIG_IGN, None)}
-    came, is_over = threading.Event(), threading.Event()
-    numbers: list[int] = []
-
-    def restore() -> None:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        restore()
-        numbers.append(number)
-        came.set()
-
-    def end() -> None:
-        came.wait()
-        if not is_over.is_set():
-            on_interrupt()
-        if not is_over.wait(patience_s):
-            signal.pthread_kill(main.ident or 0, numbers[0])
-
-    main = threading.main_thread()
-    threading.Thread(target=end, name="interrupt", daemon=True).start()
-    for number in held:
-        signal.signal(number, hold)
+    held = _Held()
+    threading.Thread(target=held.wait, args=(on_interrupt, patience_s), name="interrupt", daemon=True).start()
+    for number in held.handlers:
+        signal.signal(number, held.hold)
     try:
         yield
     finally:
-        restore()
-        is_over.set()
-        came.set()
-    if numbers:
+        held.restore()
+        held.is_over.set()
+        held.came.set()
+    if held.first is not None:
         raise KeyboardInterrupt
+
+
+class _Held:
+    """The interrupts that a block of the main thread holds back."""
+
+    def __init__(self) -> None:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        self.handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+        self.came, self.is_over, self._is_late = threading.Event(), threading.Event(), threading.Event()
+        self.first: int | None = None
+
+    def restore(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def hold(self, number: int, frame: FrameType | None) -> None:
+        self.restore()
+        if number == signal.SIGHUP:
+            signal.signal(number, self._pass_by)
+        self.first = number
+        self.came.set()
+
+    def _pass_by(self, number: int, frame: FrameType | None) -> None:
+        if self._is_late.is_set():
+            self.restore()
+            signal.raise_signal(number)
+
+    def wait(self, on_interrupt: Callable[[], None], patience_s: float) -> None:
+        """Call on_interrupt when the first one comes, and let it through when the block lasts too long."""
+        self.came.wait()
+        if not self.is_over.is_set():
+            on_interrupt()
+        if not self.is_over.wait(patience_s):
+            self._is_late.set()
+            signal.pthread_kill(threading.main_thread().ident or 0, self.first or signal.SIGINT)
 
 
 def _is_main() -> bool:

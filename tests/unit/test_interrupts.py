@@ -111,6 +111,12 @@ def test_an_interrupt_is_raised_when_its_block_has_ended(number):
     assert ended(LATE.format(then="time.sleep(0.1)", patience_s=60), number) == (0, "ended interrupted, restored")
 
 
+def test_the_hangups_of_one_terminal_are_one_interrupt_but_a_block_that_lasts_too_long_is_not_waited_for():
+    then = "signal.raise_signal(signal.SIGHUP); time.sleep(0.1)"
+    assert ended(LATE.format(then=then, patience_s=60), signal.SIGHUP) == (0, "ended interrupted, restored")
+    assert ended(LATE.format(then="time.sleep(60)", patience_s=0.1), signal.SIGHUP) == (-signal.SIGHUP, "")
+
+
 @pytest.mark.parametrize(("then", "patience_s"), [("signal.raise_signal(signal.SIGINT); time.sleep(60)", 60), ("time.sleep(60)", 0.1)])
 def test_a_second_interrupt_or_a_block_that_lasts_too_long_is_not_waited_for(then, patience_s):
     assert ended(LATE.format(then=then, patience_s=patience_s), signal.SIGINT) == (0, "interrupted, restored")
