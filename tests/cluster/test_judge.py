@@ -15,9 +15,10 @@ from judge_server import Fault, JudgeServer, completion, error, opinion
 from ray_jobs import judge, report
 from ray_jobs.__main__ import main
 from ray_jobs.core.config_file import validate
-from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, ModelError, StageMissing
+from ray_jobs.core.errors import ClusterError, ConfigChanged, ConfigError, DataError, ModelError, StageHeld, StageMissing
 from ray_jobs.core.records import Answer, Question, Similarity, Verdict, content_id
 from ray_jobs.core.run_folder import RunFolder
+from ray_jobs.core.run_lock import RunLock
 from ray_jobs.judging.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
@@ -35,7 +36,7 @@ def make_run(tmp_path, monkeypatch):
     """A function that writes a run with questions and answers, and returns the Config that judges it."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
 
-    def make(*, num_copies=1, name="r", is_mixed=False, models=MODELS, **section):
+    def make(*, num_copies=1, num_questions=None, name="r", is_mixed=False, models=MODELS, **section):
         tree = {
             "run": {"name": name, "storage": str(tmp_path)},
             "answer": {"models": list(models)},
@@ -45,18 +46,18 @@ def make_run(tmp_path, monkeypatch):
         config = validate(tree)
         folder = RunFolder(config)
         if not folder.folder("answer").exists("manifest.json"):
-            _write(folder, num_copies, is_mixed)
+            _write(folder, num_copies, is_mixed, num_questions)
         return config
 
     return make
 
 
-def _write(folder, num_copies, is_mixed):
+def _write(folder, num_copies, is_mixed, num_questions):
     questions = [
         Question(question_id=content_id(text, copy), question=f"{text} ({copy})", reference=reference, language=language)
         for copy in range(num_copies)
         for text, reference, language in COURSE
-    ]
+    ][:num_questions]
     stage = folder.stage("prepare", sections=["data"], after=[], force=False)
     stage.folder.write_jsonl("questions.jsonl", [question.model_dump() for question in questions])
     stage.finish()
@@ -105,6 +106,17 @@ def test_the_offline_judge_writes_rows_of_the_contract_and_is_done_once(ray_clus
     assert judge.run(config, force=False)["id"] == manifest["id"]
     with pytest.raises(ConfigChanged, match=r"judge\.coverage_margin"):
         judge.run(make_run(coverage_margin=0.2), force=False)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_no_question_and_a_single_one_are_judged_and_reported_without_a_division_by_zero(ray_cluster, make_run, number):
+    with JudgeServer().running() as server:
+        config = make_run(num_questions=number, **{**openai(server), "judges": ["coverage", "openai"], "canaries": 2})
+        manifest = judge.run(config, force=False)
+        assert len(server.requests) == 4 * number
+    assert manifest["counts"]["verdicts"] == 4 * number and manifest["counts"]["similarities"] == 2 * number
+    told = report.run(config, force=False)
+    assert told["counts"]["questions"] == number and told["counts"]["comparisons"] == 2 * number
 
 
 def test_a_language_model_judges_both_orders_and_another_reading_or_a_third_model_pays_for_what_is_new_alone(ray_cluster, make_run):
@@ -336,6 +348,18 @@ def test_no_key_is_said_before_anything(make_run, monkeypatch):
 def test_bad_settings_write_nothing(make_run, section, error_type, message):
     config = make_run(**section)
     with pytest.raises(error_type, match=message):
+        judge.run(config, force=False)
+    assert nothing_written(config)
+
+
+def test_a_judge_stage_that_another_process_works_on_is_refused(make_run):
+    config = make_run()
+    run = RunFolder(config).storage
+    lock = RunLock(run, "judge")
+    theirs = {**run.read_json("judge.lock"), "machine": "another", "token": "theirs"}
+    lock.release()
+    run.write_json("judge.lock", theirs)
+    with pytest.raises(StageHeld, match=r"stage 'judge' of .* is worked on by process"):
         judge.run(config, force=False)
     assert nothing_written(config)
 
