@@ -59,7 +59,7 @@ def test_the_pool_says_what_a_teacher_in_the_worker_says_also_when_its_actors_ar
     here = WorkerTeacher(load_model(tiny_model, dtype=torch.float32))
     expected = [here.of(batch).hidden_NH for batch in batches]
     torch.set_num_threads(threads)
-    with pool_of(tiny_model, pids=tmp_path, delay_s=0.3) as targets:
+    with pool_of(tiny_model, pids=tmp_path, delay_s=1.0) as targets:  # slow enough to be killed before it is done
         assert not list(tmp_path.glob("[0-9]*")), "nobody has asked"
         targets.announce(batches)
         assert torch.equal(targets.of(batches[0]).hidden_NH, expected[0])

@@ -15,6 +15,7 @@ HEAD = """
 import signal, sys, time
 from threading import Event
 from ray_jobs.core.interrupts import hangups_blocked, interrupt_late, interrupts_of_ray_train, terminate_as_interrupt
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what runs the tests may ignore it, as nohup does
 """
 
 
@@ -22,9 +23,12 @@ def ended(program: str, number: signal.Signals) -> tuple[int, str]:
     """How a process ends (negative: by that signal) and what it said when `number` reaches it while it waits."""
     command = [sys.executable, "-c", f"{HEAD}\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     return process.returncode, said.strip()
 
 
