@@ -18,7 +18,7 @@ class BatchServer:
     Args:
         looks: how often a batch is looked at before it has ended.
         num_answered: calls that are answered before the batch expires; None answers all.
-        answer: returns the text that answers a request.
+        answer: returns the text that answers a request, or the whole body.
         refuses: whether a request is answered by an error 400.
         refusal: the body of that error.
         hook: called with the method and path of each request, before it is answered; a status that it returns is the answer.
@@ -29,7 +29,7 @@ class BatchServer:
         *,
         looks: int = 1,
         num_answered: int | None = None,
-        answer: Callable[[dict], str] = verdict,
+        answer: Callable[[dict], str | dict] = verdict,
         refuses: Callable[[dict], bool] = lambda request: False,
         refusal: Any = MODERATED,
         hook: Callable[[str, str], int | None] = lambda method, path: None,
@@ -93,12 +93,14 @@ class BatchServer:
                 failed.append({"custom_id": line["custom_id"], "response": response, "error": None})
             else:
                 self.billed.append(line["custom_id"])
-                body = json.loads(completion(self.answer(line["body"])))
+                answer = self.answer(line["body"])
+                body = answer if isinstance(answer, dict) else json.loads(completion(answer))
                 done.append({"custom_id": line["custom_id"], "response": {"status_code": 200, "body": body}, "error": None})
         batch["status"] = "completed" if self.num_answered is None else "expired"
         batch["request_counts"] = {"total": len(lines), "completed": len(done), "failed": len(failed)}
         for field, rows in (("output_file_id", done), ("error_file_id", failed)):
-            text = "".join(json.dumps(row) + "\n" for row in reversed(rows))  # in no order
+            # in no order; line separators of Unicode stand as they are, as they may in JSON
+            text = "".join(json.dumps(row).replace("\\u2028", "\u2028") + "\n" for row in reversed(rows))
             batch[field] = self.add_file(text)["id"] if rows else None
 
 

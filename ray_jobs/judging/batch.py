@@ -205,8 +205,9 @@ class _Batches:
         return {key: reply for key, reply in replies.items() if key in wanted}
 
     def _settle(self, key: str, reply: Reply | None, doubtful: int) -> None:
-        if reply is None or reply.error:  # never reached or refused, so never billed
-            self._ledger.intend(key, self._ledger.intent(key)._replace(sends=doubtful))
+        if reply is None or reply.error:  # never reached, or refused; billed only where it says so
+            is_billed = reply is not None and reply.prompt_tokens + reply.completion_tokens > 0
+            self._ledger.intend(key, self._ledger.intent(key)._replace(sends=doubtful + is_billed))
         else:
             self._ledger.keep(key, reply._replace(doubtful=doubtful))
 
@@ -225,7 +226,7 @@ class _Batches:
 
     def _lines(self, batch: Any) -> list[dict[str, Any]]:
         texts = [self._client.files.content(file).text for file in (batch.output_file_id, batch.error_file_id) if file]
-        return [json.loads(line) for text in texts for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for text in texts for line in text.split("\n") if line.strip()]  # splitlines cuts at U+2028
 
     def _reply(self, line: dict[str, Any], wanted: dict[str, Call]) -> Reply:
         response = line.get("response") or {}

@@ -53,7 +53,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 _TAG = re.compile(r"<(?=\s*/?\s*(?:question|sample_answer|answer_[ab]))", re.IGNORECASE)
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\U000e0000-\U000e007f]")
+_INVISIBLE = re.compile(r"[\u00ad\u115f\u1160\u200b-\u200f\u202a-\u202e\u2060-\u2069\u3164\ufeff\uffa0\U000e0000-\U000e007f]")
 _PLACEHOLDER = re.compile(r"\{(question|reference|first|second)\}")
 
 

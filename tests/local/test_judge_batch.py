@@ -1,9 +1,12 @@
 """The provider's batch endpoint as a second way to the same ledger: half price, one batch, found again whoever was killed when."""
 
+import json
+
 import judge_asks
 import pytest
 from batch_server import BatchServer
 from judge_asks import PRICES, USD, winners
+from judge_server import completion
 from pydantic import SecretStr
 
 from ray_jobs.core.errors import ConfigError, EndpointError
@@ -174,10 +177,17 @@ def test_a_text_that_is_refused_is_an_unscored_row(ledger):
     assert asked.counters.usd == ledger.spent().usd == pytest.approx((NUM - 1) * HALF)
 
 
-def test_half_a_surrogate_in_a_reply_can_be_kept(ledger):
-    with BatchServer(answer=lambda request: "half a pair \udc80").running() as server:
+def test_half_a_surrogate_and_any_line_separator_in_a_reply_can_be_kept(ledger):
+    odd = "half a pair \udc80 and\u2028a line"
+    with BatchServer(answer=lambda request: odd).running() as server:
         assert ask(server, ledger, number=1).counters.ok == 1
-    assert read_completion(ledger.reply(calls_to()[0].key).body).text == "half a pair \udc80"
+    assert read_completion(ledger.reply(calls_to()[0].key).body).text == odd
+
+
+def test_a_row_that_was_billed_for_nothing_counts(ledger):
+    with BatchServer(answer=lambda request: json.loads(completion("")) | {"choices": []}).running() as server:
+        assert ask(server, ledger).counters.unscored == NUM
+    assert ledger.spent().calls == NUM
 
 
 @pytest.mark.parametrize("wrap", [lambda text: {"error": text}, lambda text: text, lambda text: {"error": {"message": text}}])

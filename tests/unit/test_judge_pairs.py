@@ -63,7 +63,7 @@ def test_a_failed_answer_is_unscored_and_not_a_loss():
     [
         (("\u200b", "Paging."), "b", "Answer 1 is empty."),
         (("Paging.", "\ufeff \u2060"), "a", "Answer 2 is empty."),
-        (("\u200b", ""), "tie", "Both answers are empty."),
+        (("\u200b\u00ad\u2066\u3164", ""), "tie", "Both answers are empty."),
         (("Pag\u200bing.", "Paging."), "tie", "Both answers are identical."),
     ],
 )
