@@ -22,7 +22,8 @@ from ray_jobs.judging.limiter import Grant, Lease, Limiter
 from ray_jobs.judging.parse import read_completion
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who is started in the background of a script ignores it
 sys.path.insert(0, sys.argv[3])
 from judge_asks import ask
 from ray_jobs.core.storage import Storage
