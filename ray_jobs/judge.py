@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+from pydantic import SecretStr
+
 from ray_jobs.core.cluster import connect, require
 from ray_jobs.core.config import Config, JudgeSection
 from ray_jobs.core.config_judge import ModelJudgeSection
@@ -75,7 +77,7 @@ def _answers(section: JudgeSection, answered: Storage) -> dict[str, list[Row]]:
 def _check_keys(section: JudgeSection) -> None:
     for name, options in section.model_judges().items():
         if options.local is None:
-            read_api_key(name, variable=options.api_key_env)
+            _api_key(name, options)
 
 
 def run(config: Config, *, force: bool) -> Row:
@@ -210,7 +212,7 @@ def _by_coverage(config: Config, games: list[Game]) -> Judged:
 def _ask_endpoint(config: Config, options: ModelJudgeSection, judge: ModelJudge, replies: Storage, calls: list[Call]) -> Asked:
     from ray_jobs.judging.ray_calls import ask
 
-    section, key = config.judge, read_api_key(judge.name, variable=options.api_key_env)
+    section, key = config.judge, _api_key(judge.name, options)
     return ask(
         calls,
         endpoint=EndpointOptions(key, options.base_url, options.timeout_s, options.max_retries, options.backend),
@@ -238,3 +240,7 @@ def _ask_local(config: Config, options: ModelJudgeSection, judge: ModelJudge, re
     work = functools.partial(each, kind=LocalWorker, arguments=arguments, bundle=workers.bundle, num_workers=num_actors)
     with Bar(f"judge {judge.label}", "call") as bar:
         return ask_locally(calls, model=judge.model, ledger=ledger, batch_size=config.answer.batch_size, work=work, on_progress=bar)
+
+
+def _api_key(name: str, options: ModelJudgeSection) -> SecretStr:
+    return read_api_key(f"judge {name!r}", variable=options.api_key_env, otherwise=", or use judges = ['coverage']")

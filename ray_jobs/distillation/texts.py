@@ -3,15 +3,13 @@
 Source: Kim and Rush 2016, arXiv:1606.07947.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pydantic import SecretStr
 from torch import nn
 
 from ray_jobs.core.cluster import require
-from ray_jobs.core.errors import ConfigError, EndpointError, JobError, StorageError
+from ray_jobs.core.errors import EndpointError, JobError, StorageError
 from ray_jobs.core.progress import Bar, OnProgress
 from ray_jobs.core.records import content_id
 from ray_jobs.core.storage import Storage
@@ -19,6 +17,7 @@ from ray_jobs.corpus.packing import IGNORE, pack, packed_row
 from ray_jobs.corpus.ray_data import each
 from ray_jobs.corpus.selection import hold_out
 from ray_jobs.corpus.template import ChatTemplate, chat_messages
+from ray_jobs.judging.api_key import read_api_key
 from ray_jobs.judging.calls import Call, EndpointOptions, Limits, Reply
 from ray_jobs.judging.here import ask_here
 from ray_jobs.judging.ledger import Ledger
@@ -255,14 +254,6 @@ def write_texts(
 
 
 def _endpoint(section: Row) -> EndpointOptions:
-    return EndpointOptions(_key(section["api_key_env"]), section["base_url"], repeats_cut=False)
-
-
-def _key(name: str) -> SecretStr:
-    key = os.environ.get(name)
-    if not key:
-        raise ConfigError(
-            f"the endpoint of distill.text reads its key from the environment variable {name}, which is not set: set it (to any word "
-            "for an endpoint that asks for none), or remove base_url"
-        )
-    return SecretStr(key)
+    otherwise = " (to any word for an endpoint that asks for none), or remove base_url"
+    key = read_api_key("the endpoint of distill.text", variable=section["api_key_env"], otherwise=otherwise)
+    return EndpointOptions(key, section["base_url"], repeats_cut=False)

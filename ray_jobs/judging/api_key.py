@@ -1,4 +1,4 @@
-"""A judge's key: from the environment alone, and never written."""
+"""The key of an endpoint: from the environment alone, and never written."""
 
 import os
 
@@ -7,20 +7,18 @@ from pydantic import SecretStr
 from ray_jobs.core.errors import ConfigError
 
 
-def read_api_key(judge: str, *, variable: str) -> SecretStr:
-    """Return the key of a judge.
+def read_api_key(who: str, *, variable: str, otherwise: str) -> SecretStr:
+    """Return the key that somebody calls an endpoint with.
 
     Args:
-        judge: its name, for the message.
+        who: calls, for the message.
         variable: of the environment, that holds it.
+        otherwise: what to do without a key, for the message.
 
     Raises:
         ConfigError: it is not set, or empty.
     """
     key = os.environ.get(variable)
     if not key:
-        raise ConfigError(
-            f"judge {judge!r} reads its key from the environment variable {variable}, which is not set: set it, "
-            "or use judges = ['coverage']"
-        )
+        raise ConfigError(f"{who} reads its key from the environment variable {variable}, which is not set: set it{otherwise}")
     return SecretStr(key)

@@ -125,17 +125,22 @@ def test_a_budget_in_dollars_without_prices_is_refused(tmp_path, monkeypatch):
     judge.check(validate({**tree, "judge": {**section, "openai": priced}}))
 
 
-def test_the_plan_counts_judge_calls_from_the_questions_file_on(tmp_path, tiny_model):
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"question": "Why?", "reference": "So."}\n{"question": "Warum?", "reference": "Darum."}\n')
-    tree = {
-        "run": {"name": "r", "storage": str(tmp_path)},
-        "teacher": {"model": str(tiny_model)},
+def two_models(folder, model, *, questions, **judge):
+    """The tree of a config whose base and teacher meet on questions from a file."""
+    file = folder / "questions.jsonl"
+    file.write_text("".join(f'{{"question": "{question}", "reference": "So."}}\n' for question in questions))
+    return {
+        "run": {"name": "r", "storage": str(folder)},
+        "teacher": {"model": str(model)},
         "student": {"layers": 2},
-        "data": {"questions": str(questions)},
+        "data": {"questions": str(file)},
         "answer": {"models": ["base", "teacher"]},
-        "judge": {"pairs": [["base", "teacher"]], "judges": ["coverage", "openai"], "openai": {"requests_per_minute": 4}},
+        "judge": {"pairs": [["base", "teacher"]], **judge},
     }
+
+
+def test_the_plan_counts_judge_calls_from_the_questions_file_on(tmp_path, tiny_model):
+    tree = two_models(tmp_path, tiny_model, questions=["Why?", "Warum?"], judges=["coverage", "openai"], openai={"requests_per_minute": 4})
     told = plan.run(validate(tree), force=False)
     assert [(entry["judge"], entry["calls"], entry["canaries"]) for entry in told["judge"]] == [("openai:gpt-4o", 8, 4)]
     assert told["judge"][0]["minutes"] == 2.0
@@ -146,16 +151,7 @@ def test_the_plan_counts_judge_calls_from_the_questions_file_on(tmp_path, tiny_m
 
 
 def test_the_plan_finds_the_kept_replies_of_a_model_of_our_own(tmp_path, tiny_model):
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"question": "Why?", "reference": "So."}\n')
-    tree = {
-        "run": {"name": "r", "storage": str(tmp_path)},
-        "teacher": {"model": str(tiny_model)},
-        "student": {"layers": 2},
-        "data": {"questions": str(questions)},
-        "answer": {"models": ["base", "teacher"]},
-        "judge": {"pairs": [["base", "teacher"]], "judges": ["own"], "canaries": 0, "jury": {"own": {"local": str(tiny_model)}}},
-    }
+    tree = two_models(tmp_path, tiny_model, questions=["Why?"], judges=["own"], canaries=0, jury={"own": {"local": str(tiny_model)}})
     config = validate(tree)
     none = plan.run(config, force=False)
     assert [(entry["calls"], entry["answered"]) for entry in none["judge"]] == [(2, 0)]
